@@ -1,0 +1,1 @@
+"""Tests of the suite itself: it must tell right from wrong before anyone believes it."""

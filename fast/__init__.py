@@ -1,0 +1,1 @@
+"""The algorithms, once to run: Triton kernels on a GPU, PyTorch elsewhere. `twofold.fast.<family>.<algorithm>`."""

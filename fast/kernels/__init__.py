@@ -1,0 +1,1 @@
+"""The few kernels that all chapters share, each beside its PyTorch twin."""

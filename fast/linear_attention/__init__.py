@@ -1,0 +1,1 @@
+"""Linear attention and linear recurrent networks."""

@@ -1,0 +1,1 @@
+"""twofold: every algorithm of efficient LLM inference, once to read (`twofold.spec`) and once to run (`twofold.fast`)."""
