@@ -7,13 +7,12 @@ Tensors on a GPU go to Triton, tensors on the CPU to PyTorch, and tensors on the
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 
 __all__ = ["interpreted", "triton", "use"]
 
-_forced: ContextVar[str | None] = ContextVar("twofold_backend", default=None)
+_forced: str | None = None  # of the process, not of the thread: autograd runs backward passes on threads of its own
 
 
 def interpreted() -> bool:
@@ -24,20 +23,21 @@ def interpreted() -> bool:
 def triton(tensor: torch.Tensor) -> bool:
     """Whether a call on this tensor launches the Triton kernel (True) or the PyTorch twin (False)."""
     possible = tensor.is_cuda or interpreted()
-    if _forced.get() == "triton" and not possible:
+    if _forced == "triton" and not possible:
         raise RuntimeError(
             "backend.use('triton') was asked for tensors on the CPU: kernels need a GPU, or TRITON_INTERPRET=1 set before Triton is imported"
         )
-    return possible if _forced.get() is None else _forced.get() == "triton"
+    return possible if _forced is None else _forced == "triton"
 
 
 @contextmanager
 def use(side: str) -> Iterator[None]:
-    """Force `"triton"` or `"torch"` for every call inside the `with` block, in this thread or task only."""
+    """Force `"triton"` or `"torch"` for every call of this process inside the `with` block."""
+    global _forced
     if side not in ("triton", "torch"):
         raise ValueError(f"side must be 'triton' or 'torch', not {side!r}")
-    token = _forced.set(side)
+    before, _forced = _forced, side
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
