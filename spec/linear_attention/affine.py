@@ -1,0 +1,150 @@
+r"""The affine recurrence: one memory update behind linear attention, gated linear attention, delta rules and linear state spaces.
+
+Paper: the recurrent view of Katharopoulos et al., "Transformers are RNNs", 2020, arXiv:2006.16236, with the diagonal-plus-rank-one
+transition of Peng et al., "RWKV-7", 2025, arXiv:2503.14456, and Yang et al., "Parallelizing Linear Transformers with the Delta
+Rule", 2024, arXiv:2406.06484 (chunks, Sec. 3). Scans: Blelloch, "Prefix Sums and Their Applications", 1990.
+
+A state is a linear map from keys to values. Each token transforms it and writes one pair into it:
+
+$$S_t = \bigl(\mathrm{Diag}(e^{g_t}) + b_t \otimes a_t\bigr)\, S_{t-1} + k_t \otimes v_t, \qquad o_t = q_t^\top S_t.$$
+
+| name | symbol | shape | meaning |
+|---|---|---|---|
+| `q`, `k` | $q_t, k_t$ | `(T, K)` | queries (already scaled) and write keys |
+| `v` | $v_t$ | `(T, V)` | values |
+| `g` | $g_t$ | `(T, K)` | log-decay, at most 0, `-inf` forgets everything; `(T, 1)` decays all channels alike |
+| `a`, `b` | $a_t, b_t$ | `(T, K)` | what the transition reads and where it writes that; zeros: a diagonal transition |
+| `u` | $u$ | `(K,)` | bonus of the current token where the read comes before the write |
+| `S0`, `state` | $S$ | `(K, V)` | memory, key axis first, zeros at the start |
+
+Deviations: none of these papers states all cases at once; the choice of letters is this package's.
+Every exponent below is a sum of log-decays over the tokens between two others, so it is at most 0 and nothing overflows.
+"""
+
+import numpy as np
+
+__all__ = ["recurrent", "recurrent_pre", "chunked", "scan", "summary", "step", "backward", "matrix"]
+
+
+def step(state, q, k, v, g, a, b):
+    """Absorb one token, then read: returns the output `(V,)` and the new state `(K, V)`."""
+    state = np.exp(g)[:, None] * state + np.outer(b, a @ state) + np.outer(k, v)
+    return q @ state, state
+
+
+def recurrent(q, k, v, g, a, b, S0=None):
+    """The definition: one `step` per token. Returns the outputs `(T, V)` and the final state `(K, V)`.
+
+    >>> q = k = np.eye(2); v = np.array([[3.0], [5.0]]); zero = np.zeros((2, 2))
+    >>> recurrent(q, k, v, zero, zero, zero)[0].tolist()            # orthonormal keys: perfect recall
+    [[3.0], [5.0]]
+    >>> recurrent(q[:0], k[:0], v[:0], zero[:0], zero[:0], zero[:0], S0=np.ones((2, 1)))[1].tolist()    # no token, same state
+    [[1.0], [1.0]]
+    """
+    state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
+    outputs = []
+    for t in range(len(q)):
+        output, state = step(state, q[t], k[t], v[t], g[t], a[t], b[t])
+        outputs.append(output)
+    return (np.stack(outputs) if outputs else v), state
+
+
+def recurrent_pre(q, k, v, g, a, b, u, S0=None):
+    """The read before the write, as in RWKV: $o_t = q_t^\\top S_{t-1} + (q_t \\cdot u k_t) v_t$; the states are those of `recurrent`."""
+    state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
+    outputs = []
+    for t in range(len(q)):
+        outputs.append(q[t] @ state + (q[t] @ (u * k[t])) * v[t])
+        _, state = step(state, q[t], k[t], v[t], g[t], a[t], b[t])
+    return (np.stack(outputs) if outputs else v), state
+
+
+def chunked(q, k, v, g, a, b, S0=None, chunk=16):
+    """The same, one unit-triangular solve per chunk: equal to `recurrent` for every chunk size."""
+    state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
+    outputs = [v[:0]]
+    for start in range(0, len(q), chunk):
+        output, state = _one_chunk(*(x[start : start + chunk] for x in (q, k, v, g, a, b)), state)
+        outputs.append(output)
+    return np.concatenate(outputs), state
+
+
+def _one_chunk(q, k, v, g, a, b, state):
+    through = decays(g)                                                   # from j through i                      (C, C, K)
+    before = np.concatenate([np.zeros_like(through[:1]), through[:-1]])   # from j to just before i               (C, C, K)
+    since = np.exp(np.cumsum(g, axis=0))                                  # from the start through i              (C, K)
+    until = np.concatenate([np.ones_like(since[:1]), since[:-1]])         # from the start to just before i       (C, K)
+    read = paired(a, k, before) @ v + (a * until) @ state                 # what a meets of earlier writes        (C, V)
+    reread = forward_substitution(paired(a, b, before), read)             # … and of what b wrote of it           (C, V)
+    output = paired(q, k, through) @ v + paired(q, b, through) @ reread + (q * since) @ state
+    return output, since[-1][:, None] * state + (k * through[-1]).T @ v + (b * through[-1]).T @ reread
+
+
+def decays(g):
+    """`e^{g_{j+1} + … + g_i}` where j <= i, else 0: `(C, C, K)`. Only the terms between are summed; nothing is subtracted."""
+    later = np.tri(len(g), k=-1, dtype=bool)[:, :, None]
+    between = np.cumsum(np.where(later, g[:, None, :], 0.0), axis=0)
+    return np.exp(np.where(np.tri(len(g), dtype=bool)[:, :, None], between, -np.inf))
+
+
+def paired(x, y, decay):
+    """Inner products of rows of x with rows of y, each channel decayed: `(C, C)`."""
+    return np.sum(x[:, None, :] * y[None, :, :] * decay, axis=2)
+
+
+def forward_substitution(lower, right):
+    """Solve (I - lower) X = right for strictly lower `lower`, top row first: no row depends on a later one."""
+    solved = right[:0]
+    for i in range(len(right)):
+        solved = np.concatenate([solved, (right[i] + lower[i, :i] @ solved)[None]])
+    return solved
+
+
+def summary(k, v, g, a, b):
+    """A run of tokens as one affine map: `(M, B)` with final state = M @ S0 + B, of shapes `(K, K)` and `(K, V)`."""
+    M, B = np.eye(k.shape[1]), np.zeros((k.shape[1], v.shape[1]))
+    for t in range(len(k)):
+        transition = np.exp(g[t]) * np.eye(k.shape[1]) + np.outer(b[t], a[t])
+        M, B = transition @ M, transition @ B + np.outer(k[t], v[t])
+    return M, B
+
+
+def scan(q, k, v, g, a, b, S0=None):
+    """The same, as a parallel prefix: log2(T) rounds of composing affine maps, which is associative."""
+    state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
+    M = np.exp(g)[:, :, None] * np.eye(k.shape[1]) + b[:, :, None] * a[:, None, :]  # one map per token           (T, K, K)
+    B = k[:, :, None] * v[:, None, :]                                              #                             (T, K, V)
+    reach = 1
+    while reach < len(q):  # after a round, row t holds the composition of the last 2 * reach tokens up to t
+        M, B = (np.concatenate([M[:reach], M[reach:] @ M[:-reach]]), np.concatenate([B[:reach], M[reach:] @ B[:-reach] + B[reach:]]))
+        reach = 2 * reach
+    states = M @ state + B
+    return np.sum(q[:, :, None] * states, axis=1), (states[-1] if len(q) else state)
+
+
+def matrix(q, k, g, a, b):
+    """The `(T, T)` matrix W with outputs = W @ v from a zero state: each query read back through the transitions."""
+    rows = []
+    for i in range(len(q)):
+        row, reader = np.zeros(len(q)), q[i]
+        for j in range(i, -1, -1):
+            row[j] = reader @ k[j]
+            reader = np.exp(g[j]) * reader + (reader @ b[j]) * a[j]
+        rows.append(row)
+    return np.array(rows).reshape(len(q), len(q))
+
+
+def backward(q, k, v, g, a, b, do, dS, S0=None):
+    """Adjoint of `recurrent`: from d outputs `(T, V)` and d final state `(K, V)` to dq, dk, dv, dg, da, db, dS0; dg is `(T, K)`."""
+    states = [np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0]
+    for t in range(len(q)):
+        states.append(step(states[t], q[t], k[t], v[t], g[t], a[t], b[t])[1])
+    rows = []
+    for t in reversed(range(len(q))):
+        dS = dS + np.outer(q[t], do[t])
+        decay, old = np.exp(g[t]), states[t]
+        dg = decay * np.sum(dS * old, axis=1)
+        rows.append((states[t + 1] @ do[t], dS @ v[t], k[t] @ dS, dg, old @ (b[t] @ dS), dS @ (a[t] @ old)))
+        dS = decay[:, None] * dS + np.outer(a[t], b[t] @ dS)
+    columns = zip(*reversed(rows)) if rows else (x[:0] for x in (q, k, v, k, a, b))
+    return *(np.stack(x) if rows else x for x in columns), dS
