@@ -1,13 +1,13 @@
 """When two results agree: `exactly` demands the same bits, `agree` holds four checks of a derived bound.
 
 - `worst`: every element within the deterministic bound; holds for any input.
-- `spread`: every element within six standard deviations of the independent-roundings model; `rms`: so is each row's root mean square, where the final
-  rounding, independent from element to element, averages out; `bias`: the errors of a 16-bit output, summed along the signs of its values, which a cast that
-  truncates cannot hide from. These three hold for seeded independent inputs, and are asked for by `independent=True`.
+- `spread`: every element within six standard deviations of the independent-roundings model; `rms`: so is each row's root mean
+    square, where the final rounding, independent from element to element, averages out; `bias`: the errors of a 16-bit output,
+    summed along the signs of its values, which a cast that truncates cannot hide from. These three hold for seeded independent
+    inputs, and are asked for by `independent=True`.
 
-Metrics are per element and per row, never cosine or a global norm. Every agreement records its error over bound, and whether the bound would also
-have accepted wrong outputs: a test in which it always would have is toothless, and fails.
-"""
+Metrics are per element and per row, never cosine or a global norm. Every agreement records its error over bound, and whether the
+bound would also have accepted wrong outputs: a test in which it always would have is toothless, and fails. """
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,8 +1,7 @@
 """Inputs: what hypothesis draws is a regime, a seed, sizes around block edges and a layout – never elements.
 
-An array is float64 here and already rounded to the dtype that the implementation will see, so that the rounding of inputs is never part of a
-tolerance. `tensor` carries it to the device under test, `array` carries results back.
-"""
+An array is float64 here and already rounded to the dtype that the implementation will see, so that the rounding of inputs is never
+part of a tolerance. `tensor` carries it to the device under test, `array` carries results back. """
 
 from collections.abc import Sequence
 
@@ -56,9 +55,9 @@ def values(regime: str, shapes: Sequence[tuple[int, ...]], seed: int, dtype: str
 def tensor(values: np.ndarray, dtype: str | None = None, layout: str = "contiguous", device: str | None = None) -> torch.Tensor:
     """A tensor of these values on the device under test, innermost axis contiguous.
 
-    `dtype` None keeps NumPy's. The layouts: `transposed` exchanges axes 1 and 2 in memory, `sliced` takes every second row of a larger tensor,
-    `offset` starts in the middle of its storage. What lies between is NaN (or the largest integer), so that nobody reads it unpunished.
-    """
+    `dtype` None keeps NumPy's. The layouts: `transposed` exchanges axes 1 and 2 in memory, `sliced` takes every second row of a
+    larger tensor, `offset` starts in the middle of its storage. What lies between is NaN (or the largest integer), so that nobody
+    reads it unpunished. """
     source = torch.from_numpy(np.ascontiguousarray(values))
     source = source.to(device or target.device(), getattr(torch, dtype) if dtype else source.dtype)
     if layout == "transposed" and source.ndim > 2:

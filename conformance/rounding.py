@@ -1,13 +1,14 @@
 """Running rounding-error analysis of unchanged NumPy text.
 
-A `Rounded` array carries, beside each float64 value, how far an implementation in lower precision may be from it: `error` bounds the
-distance in every case, `variance` is the second moment of the distance where roundings are independent. NumPy's own dispatch
-(`__array_ufunc__`, `__array_function__`) makes ordinary spec code run on it: every elementary operation propagates what its operands carry and adds
-one rounding, a reduction over n terms adds those of n partial sums in any order. Comparisons and index computations act on the values: which branch is taken is
-semantic, and tested exactly elsewhere. An operation without a rule is an error, never a guess.
+A `Rounded` array carries, beside each float64 value, how far an implementation in lower precision may be from it: `error` bounds
+the distance in every case, `variance` is the second moment of the distance where roundings are independent. NumPy's own dispatch
+(`__array_ufunc__`, `__array_function__`) makes ordinary spec code run on it: every elementary operation propagates what its
+operands carry and adds one rounding, a reduction over n terms adds those of n partial sums in any order. Comparisons and index
+computations act on the values: which branch is taken is semantic, and tested exactly elsewhere. An operation without a rule is an
+error, never a guess.
 
-What is modelled is the implementation's declared precision contract, `Precision`: the dtype of inputs and outputs, the accumulator, and the format in which matrix
-products take operands that were computed.
+What is modelled is the implementation's declared precision contract, `Precision`: the dtype of inputs and outputs, the accumulator,
+and the format in which matrix products take operands that were computed.
 
 >>> x = Rounded(np.array([1.0, 2.0]), precision=Precision("float32"))
 >>> (x + x).value.tolist(), ((x + x).error <= 2.0**-24 * 4).all()
@@ -35,7 +36,10 @@ ULPS = 4.0  # error of exp, log, tanh, … in units of roundoff (2 units in the 
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision contract. `operand` None: matrix products take computed operands as `dtype` if that is a 16- or 8-bit format, else as they are."""
+    """A precision contract: the dtype of inputs and outputs, the format sums are kept in, and the format of a matrix product's computed operands.
+
+    `operand` None: computed operands are cast to `dtype` where that is a 16- or 8-bit format, and stay as they are elsewhere.
+    """
 
     dtype: str
     accumulator: str = "float32"
@@ -263,7 +267,7 @@ def _power(value, v, e):
     return 2 * np.abs(v[0]) * e[0] + e[0] ** 2
 
 
-# ufunc: slopes of the result in each operand (for the variance), the exact bound from the operands' errors, roundings that the operation adds
+# ufunc: slopes of the result in each operand (for the variance), the bound from the operands' errors, roundings that the operation adds
 _RULES: dict[Any, tuple[Callable, Callable, float]] = {
     np.add: (lambda r, a, b: (1, 1), lambda r, v, e: e[0] + e[1], 1),
     np.subtract: (lambda r, a, b: (1, 1), lambda r, v, e: e[0] + e[1], 1),

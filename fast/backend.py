@@ -25,7 +25,7 @@ def triton(tensor: torch.Tensor) -> bool:
     possible = tensor.is_cuda or interpreted()
     if _forced == "triton" and not possible:
         raise RuntimeError(
-            "backend.use('triton') was asked for tensors on the CPU: kernels need a GPU, or TRITON_INTERPRET=1 set before Triton is imported"
+            "backend.use('triton') was asked for tensors on the CPU: kernels need a GPU, or TRITON_INTERPRET=1 before Triton is imported"
         )
     return possible if _forced is None else _forced == "triton"
 

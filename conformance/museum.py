@@ -1,0 +1,138 @@
+"""The bug museum: known bugs, and lines deleted on purpose, put back into a copy of this package; the suite must notice each.
+
+An entry of `bugs/<family>.toml` replaces a piece of one source file of `spec/` or `fast/` and names the test of its chapter that
+states the law it breaks. To judge an entry the package is copied, the text replaced, and that test run on the copy in a process of
+its own. It is killed if the test fails by an assertion, a memory fault or a clear error; a copy that cannot even be imported or
+called proves nothing and counts as alive.
+"""
+
+import importlib
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+__all__ = ["Bug", "bugs", "judge", "replaced"]
+
+PACKAGE = Path(__file__).parent.parent  # …/twofold, through whatever links
+PRELOADED = ["numpy", "torch", "triton", "triton.language", "hypothesis", "pytest"]  # imported once, inherited by every judging process
+BROKEN = (  # what a copy raises that does not even run
+    "NameError", "SyntaxError", "ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "CompilationError",
+    "UnboundLocalError",
+)  # fmt: skip
+SECONDS = 300  # a mutant that loops for ever is not killed, only stopped
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One entry: `old` in `file` becomes `new`, and `test` of `chapter` must fail (on `backend`, if only one side has the text)."""
+
+    id: str
+    source: str
+    chapter: str
+    file: str
+    old: str
+    new: str
+    test: str
+    story: str
+    backend: str = ""
+    bias: str = ""
+
+
+def bugs(patterns: Iterable[str] = ()) -> list[Bug]:
+    """The entries whose id, family or chapter matches one of the patterns (none: all)."""
+    files = sorted((PACKAGE / "conformance" / "bugs").glob("*.toml"))
+    found = [Bug(**entry) for file in files for entry in tomllib.loads(file.read_text())["bug"]]
+    patterns = list(patterns)
+    names = lambda bug: (bug.id, bug.chapter, bug.chapter.partition(".")[0])
+    return [bug for bug in found if not patterns or any(fnmatch(name, p) for p in patterns for name in names(bug))]
+
+
+def replaced(bug: Bug) -> str:
+    """The source file with the bug in it; the text to replace must stand there exactly once."""
+    text = (PACKAGE / bug.file).read_text()
+    if text.count(bug.old) != 1:
+        raise LookupError(f"{bug.id}: its text stands {text.count(bug.old)} times in {bug.file}, not once: {bug.old!r}")
+    return text.replace(bug.old, bug.new)
+
+
+def judge(entries: Iterable[Bug], every_test: bool = False, processes: int = 2) -> Iterator[dict]:
+    """Judge entries as they are done, each as `{id, source, chapter, law, killed, killed_by, bias}`.
+
+    `every_test` runs the whole chapter against each, for the kill matrix: `killed_by` then lists all tests that fail.
+    """
+    if "TRITON_INTERPRET" not in os.environ and not _gpu():
+        os.environ["TRITON_INTERPRET"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with ThreadPoolExecutor(processes) as pool:
+        yield from pool.map(lambda bug: _judge_apart(context, bug, every_test), entries)
+
+
+def _judge_apart(context, bug: Bug, every_test: bool) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "twofold"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.so", "docs"))
+        (copy / bug.file).write_text(replaced(bug))
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=_run, args=(bug, folder, every_test, send))
+        process.start()
+        send.close()
+        failures, bias = {}, ""
+        if receive.poll(SECONDS):
+            try:
+                failures, bias = receive.recv()
+            except EOFError:
+                failures = {"process": "died"}
+        process.kill()
+        process.join()
+    tests = sorted(test for test, error in failures.items() if error not in BROKEN)
+    killed = bool(tests) and not (bug.bias and bug.bias != bias)
+    return {
+        "id": bug.id, "source": bug.source, "chapter": bug.chapter, "law": bug.test, "killed": killed, "killed_by": tests, "bias": bias,
+        "errors": failures,
+    }  # fmt: skip
+
+
+def _run(bug: Bug, folder: str, every_test: bool, send) -> None:
+    """In a process of its own: run the tests on the copy, and send the errors of those that failed."""
+    import pytest
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "twofold"]:
+        del sys.modules[name]
+    sys.path.insert(0, folder)
+    os.chdir(folder)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(1, 2)
+    os.environ |= {"TWOFOLD_PROFILE": "museum", "TWOFOLD_BACKEND": bug.backend}
+    family, _, name = bug.chapter.partition(".")
+    failures: dict[str, str] = {}
+
+    class Watch:
+        def pytest_collection_modifyitems(self, items):
+            if not every_test:
+                items[:] = [item for item in items if getattr(item, "originalname", item.name) == bug.test]
+
+        def pytest_runtest_makereport(self, item, call):
+            if call.excinfo and call.excinfo.type is not pytest.skip.Exception:
+                failures[item.nodeid.rpartition("/")[2]] = call.excinfo.type.__name__
+
+    files = sorted(str(file) for file in Path("twofold/conformance", family).glob(f"test_{name}*.py"))
+    Path("pytest.ini").write_text("[pytest]\n")
+    pytest.main([*files, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *([] if every_test else ["-x"])], plugins=[Watch()])
+    bias = ""
+    if bug.bias:
+        bias = str(importlib.import_module("twofold.conformance.law").bias(bug.chapter))
+    send.send((failures, bias))
+    send.close()
+
+
+def _gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None or shutil.which("rocm-smi") is not None

@@ -1,0 +1,41 @@
+"""The museum's runner: it must see a bug that is there, and must not see one that is not."""
+
+from pathlib import Path
+
+import pytest
+
+from twofold.conformance import museum
+from twofold.conformance.museum import Bug
+
+
+@pytest.mark.parametrize("bug", museum.bugs(), ids=lambda bug: bug.id)
+def test_entry_is_whole(bug):
+    assert museum.replaced(bug) != (museum.PACKAGE / bug.file).read_text()
+    compile(museum.replaced(bug), bug.file, "exec")
+    family, _, name = bug.chapter.partition(".")
+    tests = "".join(file.read_text() for file in (museum.PACKAGE / "conformance" / family).glob(f"test_{name}*.py"))
+    assert f"def {bug.test}(" in tests, f"{bug.chapter} has no {bug.test}"
+    assert bug.story and bug.source and bug.backend in ("", "triton", "torch")
+
+
+def test_ids_are_distinct():
+    ids = [bug.id for bug in museum.bugs()]
+    assert len(ids) == len(set(ids))
+
+
+def planted(new: str, test: str = "test_first_token_is_kept_with_probability_one_minus_total_variation") -> Bug:
+    old = "return len(draft), rng.categorical(p[len(draft)])"
+    return Bug("planted", "planted", "speculative.chain", "spec/speculative/chain.py", old, new, test, "planted")
+
+
+def test_runner_tells_a_bug_from_a_comment_and_from_a_broken_copy():
+    harmless = planted("return len(draft), rng.categorical(p[len(draft)])  # a comment")
+    harmful = planted("return 0, rng.categorical(p[len(draft)])")
+    broken = planted("return len(draft), undefined_name")
+    verdicts = [verdict["killed"] for verdict in museum.judge([harmless, harmful, broken])]
+    assert verdicts == [False, True, False]
+
+
+def test_text_that_is_gone_is_an_error(tmp_path: Path):
+    with pytest.raises(LookupError, match="stands 0 times"):
+        museum.replaced(Bug("gone", "", "speculative.chain", "spec/speculative/chain.py", "no such line", "", "", ""))
