@@ -7,7 +7,8 @@
     inputs, and are asked for by `independent=True`.
 
 Metrics are per element and per row, never cosine or a global norm. Every agreement records its error over bound, and whether the
-bound would also have accepted wrong outputs: a test in which it always would have is toothless, and fails. """
+bound would also have accepted wrong outputs: a test in which it always would have is toothless, and fails.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,8 @@
 """Inputs: what hypothesis draws is a regime, a seed, sizes around block edges and a layout – never elements.
 
 An array is float64 here and already rounded to the dtype that the implementation will see, so that the rounding of inputs is never
-part of a tolerance. `tensor` carries it to the device under test, `array` carries results back. """
+part of a tolerance. `tensor` carries it to the device under test, `array` carries results back.
+"""
 
 from collections.abc import Sequence
 
@@ -57,7 +58,8 @@ def tensor(values: np.ndarray, dtype: str | None = None, layout: str = "contiguo
 
     `dtype` None keeps NumPy's. The layouts: `transposed` exchanges axes 1 and 2 in memory, `sliced` takes every second row of a
     larger tensor, `offset` starts in the middle of its storage. What lies between is NaN (or the largest integer), so that nobody
-    reads it unpunished. """
+    reads it unpunished.
+"""
     source = torch.from_numpy(np.ascontiguousarray(values))
     source = source.to(device or target.device(), getattr(torch, dtype) if dtype else source.dtype)
     if layout == "transposed" and source.ndim > 2:

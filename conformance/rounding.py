@@ -36,7 +36,7 @@ ULPS = 4.0  # error of exp, log, tanh, … in units of roundoff (2 units in the 
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision contract: the dtype of inputs and outputs, the format sums are kept in, and the format of a matrix product's computed operands.
+    """A precision contract: the dtype of inputs and outputs, the format of sums, and that of a matrix product's computed operands.
 
     `operand` None: computed operands are cast to `dtype` where that is a 16- or 8-bit format, and stay as they are elsewhere.
     """

@@ -3,7 +3,8 @@
 By default `twofold.fast`, once per backend that runs here. `TWOFOLD_TARGET=some.module` points the same tests elsewhere: at modules
 of the same paths below it (`some.module.attention.flash`), or at a mapping `CHAPTERS = {"attention.flash": object}` that it holds.
 There a missing chapter or form is a skip, for us it is an error. These are the suite's only skips, with "no GPU" and a dtype that a
-device lacks. """
+device lacks.
+"""
 
 import importlib
 import os
