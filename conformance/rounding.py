@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TINY", "UNIT", "Precision", "Rounded", "bounded"]
+__all__ = ["TINY", "UNIT", "Precision", "Rounded", "bounded", "perturbed"]
 
 UNIT = {  # unit roundoff: half the distance from 1 to the next number
     "float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8,
@@ -157,6 +157,18 @@ def bounded(function: Callable, *args, precision: Precision, outputs: str | Sequ
         None if r is None else _part(r, precision).rounded_to(f) for r, f in zip(results, formats, strict=True)
     )
     return stored if several else stored[0]
+
+
+def perturbed(function: Callable, *args, unit: float, seeds: Sequence[int] = range(8), **kwargs) -> np.ndarray:
+    """A second estimate, which needs no rules: how far the float64 spec moves, at most and element by element, when every input moves
+    by one unit roundoff. A bound below it would flag implementations for the conditioning of the problem. """
+    exact = function(*args, **kwargs)
+    moves = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        moved = (x * (1 + unit * rng.uniform(-1, 1, x.shape)) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x for x in args)
+        moves.append(np.abs(function(*moved, **kwargs) - exact))
+    return np.max(moves, axis=0)
 
 
 def _binade(x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.conformance import compare, inputs
-from twofold.conformance.rounding import Precision, Rounded, bounded
+from twofold.conformance.rounding import Precision, Rounded, bounded, perturbed
 
 
 def attention(q, k, v, scale):
@@ -86,6 +86,16 @@ def test_float32_sum_stays_within_bound_and_bound_is_exact_for_one_rounding(seed
         assert abs(Fraction(float(running)) - exact) <= Fraction(float(total.error)) + abs(exact) * Fraction(1, 2**50)
     product = Rounded(x, precision=precision) * y
     assert np.all(np.abs((x.astype(np.float32) * y.astype(np.float32)).astype(float) - x * y) <= product.error)
+
+
+@given(inputs.regimes, inputs.seeds)
+def test_bound_covers_inputs_that_move_by_one_unit_roundoff(regime, seed):
+    q, k, v = inputs.values(regime, [(10, 16), (30, 16), (30, 16)], seed, "bfloat16")
+    exact = {"precision": Precision("float32"), "scale": 0.25}
+    held = [Rounded(x, np.abs(x) * 2.0**-24, precision=Precision("float32")) for x in (q, k, v)]
+    bound = attention(*held, 0.25).error
+    assert np.all(perturbed(attention, q, k, v, unit=2.0**-24, scale=0.25) <= bound)
+    assert np.all(bounded(attention, q, k, v, **exact).error <= bound)
 
 
 ELEMENTARY = ["exp", "log", "tanh", "sqrt", "log1p", "expm1", "square", "reciprocal"]
