@@ -42,7 +42,8 @@ class Reporter:
 
     def _report(self, report: Any, ratios: list[Any]) -> None:
         chapter = dict(getattr(report, "user_properties", ())).get("chapter") or _chapter(report.nodeid)
-        message = report.longrepr[2].removeprefix("Skipped: ") if report.outcome == "skipped" and isinstance(report.longrepr, tuple) else report.longreprtext
+        skipped = report.outcome == "skipped" and isinstance(report.longrepr, tuple)  # (file, line, reason)
+        message = report.longrepr[2].removeprefix("Skipped: ") if skipped else report.longreprtext
         self.write(test=report.nodeid, chapter=chapter, outcome=report.outcome, message=message, ratios=ratios)
 
 
