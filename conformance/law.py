@@ -29,7 +29,8 @@ class Exact:
     """An rng that follows a script of choices and multiplies their probabilities; past the script it takes the first outcome."""
 
     def __init__(self, script: Sequence[int]):
-        self.script, self.taken, self.weight = script, [], Fraction(1)
+        self.script, self.weight = script, Fraction(1)
+        self.taken: list[tuple[int, int]] = []  # (choice, number of outcomes)
 
     def categorical(self, probabilities) -> int:
         outcomes = [v for v, probability in enumerate(probabilities) if probability != 0]

@@ -1,0 +1,83 @@
+"""Counter-based uniforms: Philox 4x32-10 (Salmon et al., 2011), one number per (seed, role, request, position), whatever else is in the batch.
+
+The contract. Key: the 64-bit seed. Counter, four 32-bit words: the position in the text, the request id's low and high half, the role. The first
+output word gives u = (word >> 8) * 2^-24, one of 2^24 equally spaced numbers in [0, 1). Two draws share a number only if all of
+seed, role, request and position are the same; the batch row has no part in it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.fast import backend
+from twofold.fast.kernels.variant import Variant
+
+__all__ = ["ACCEPT", "DRAFT", "TOKEN", "uniform", "variants"]
+
+DRAFT, ACCEPT, TOKEN = 0, 1, 2  # drawing a draft token; keeping or refusing it; the token that ends a round
+
+BLOCK = 256
+
+
+def uniform(seed: int, role: int, request: torch.Tensor, position: torch.Tensor, count: int) -> torch.Tensor:
+    """Uniforms `(B, count)` in float32 for the positions `position[b]`, `position[b] + 1`, … of request `request[b]`; both int64 `(B,)`."""
+    return _uniform(seed - (1 << 64) if seed >= 1 << 63 else seed, role, request, position, count)
+
+
+@triton.jit(do_not_specialize=["seed", "role"])
+def _uniform_kernel(request, position, out, total, count, seed, role, BLOCK: tl.constexpr):
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,)
+    inside = n < total
+    row = n // count
+    who = tl.load(request + row, mask=inside, other=0)
+    where = tl.load(position + row, mask=inside, other=0) + n % count
+    low, high = (who & 0xFFFFFFFF).to(tl.uint32), ((who >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    word, _, _, _ = tl.philox(seed, (where & 0xFFFFFFFF).to(tl.uint32), low, high, (role + tl.zeros_like(who)).to(tl.uint32))
+    tl.store(out + n, (word >> 8).to(tl.float32) * 5.9604644775390625e-08, mask=inside)  # 2^-24
+
+
+@torch.library.custom_op("twofold::philox_uniform", mutates_args=())
+def _uniform(seed: int, role: int, request: torch.Tensor, position: torch.Tensor, count: int) -> torch.Tensor:
+    out = torch.empty(len(request), count, device=request.device)
+    if not out.numel():
+        return out
+    if backend.triton(request):
+        grid = (triton.cdiv(out.numel(), BLOCK),)
+        _uniform_kernel[grid](request.contiguous(), position.contiguous(), out, out.numel(), count, seed, role, BLOCK, num_warps=4)
+        return out
+    where = position[:, None] + torch.arange(count, device=request.device)  # (B, count)
+    who = request[:, None].expand_as(where)
+    word = philox(seed, where, who, who >> 32, torch.full_like(where, role))[0]
+    return (word >> 8).float() * 2.0**-24
+
+
+@_uniform.register_fake
+def _(seed, role, request, position, count):
+    return request.new_empty(request.shape[0], count, dtype=torch.float32)
+
+
+def philox(seed: int, *counter: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The twin: ten rounds over four counter words, each a tensor of int64 of which the low 32 bits count."""
+    c0, c1, c2, c3 = (word & 0xFFFFFFFF for word in counter)
+    k0, k1 = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
+    for _ in range(10):
+        high0, low0 = _product(c0, 0xD2511F53)
+        high1, low1 = _product(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return c0, c1, c2, c3
+
+
+def _product(word: torch.Tensor, constant: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low half of a 32 by 32-bit product, without passing 2^63."""
+    upper, lower = word * (constant >> 16), word * (constant & 0xFFFF)  # below 2^48
+    total = upper + (lower >> 16)
+    return total >> 16, ((total & 0xFFFF) << 16) | (lower & 0xFFFF)
+
+
+def variants():
+    """Every configuration that the launcher can pick, for the ahead-of-time compile report."""
+    signature = {"request": "*i64", "position": "*i64", "out": "*fp32", "total": "i32", "count": "i32", "seed": "i64", "role": "i32"}
+    yield Variant(
+        "philox_uniform", _uniform_kernel, signature | {"BLOCK": "constexpr"}, {"BLOCK": BLOCK}, {"num_warps": 4}, ("request", "position", "out")
+    )

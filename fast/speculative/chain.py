@@ -1,0 +1,78 @@
+"""Speculative decoding on a batch of drafted chains: how many tokens each request keeps, and the one that follows them.
+
+Probabilities are float32, bfloat16 or float16; everything is computed in float32. Rows must sum to 1 up to rounding. That is not checked, since
+it would read every row: what is drawn from is divided by its own sum, what is kept compares p(x) and q(x) as they are given.
+What the spec calls an error, a kernel cannot raise without waiting for the GPU. On both backends, a drafted token that q cannot have drawn (q(x) = 0, or
+an id outside the vocabulary) is refused; where the row to draw from holds a NaN, or no mass, the token is -1, never a valid id.
+"""
+
+import torch
+
+from twofold.fast import checks
+from twofold.fast.kernels import philox
+from twofold.fast.kernels.verify_chain import verify_chain
+
+__all__ = ["verify", "verify_onehot", "verify_lenient"]
+
+
+def verify(p, q, draft, *, lengths=None, accept=None, token=None, seed=None, request=None, position=None):
+    """Tokens kept `(B,)` and the token that follows them `(B,)`, in the dtype of `draft`.
+
+    p `(B, gamma + 1, V)` and q `(B, gamma, V)` are the target's and the drafter's rows, draft `(B, gamma)` the drafted ids. `lengths` `(B,)`
+    shortens drafts (0 … gamma, clamped): entries past a request's length are not read, and its bonus row is `p[b, lengths[b]]`.
+    Draft token i is kept iff `accept[b, i] * q(x) < p(x)`; `token` `(B,)` draws the last one. Without these float32 uniforms they come from
+    `seed` and belong to the request id (`request` `(B,)`, default 0 … B - 1) and to the place of `draft[b, 0]` in the text (`position` `(B,)`, default 0).
+    """
+    checks.shape(p=(p, "B rows V"), q=(q, "B gamma V"), draft=(draft, "B gamma"))
+    checks.same(p=p, q=q)
+    _innermost_contiguous(q=q)
+    return _verify(p, q, draft, 1.0, lengths, accept, token, seed, request, position)
+
+
+def verify_onehot(p, draft, *, lengths=None, accept=None, token=None, seed=None, request=None, position=None):
+    """`verify` for drafts that were certain (greedy, copied, retrieved): q is one-hot at the draft tokens and is not given."""
+    checks.shape(p=(p, "B rows V"), draft=(draft, "B gamma"))
+    return _verify(p, None, draft, 1.0, lengths, accept, token, seed, request, position)
+
+
+def verify_lenient(p, q, draft, lenience, *, lengths=None, accept=None, token=None, seed=None, request=None, position=None):
+    """`verify` with `lenience` * q in place of q, `lenience` in (0, 1]: keeps more, and makes no token more than 1 / lenience times as likely."""
+    if not 0 < lenience <= 1:
+        raise ValueError(f"lenience must lie in (0, 1], not {lenience}")
+    checks.shape(p=(p, "B rows V"), q=(q, "B gamma V"), draft=(draft, "B gamma"))
+    checks.same(p=p, q=q)
+    _innermost_contiguous(q=q)
+    return _verify(p, q, draft, float(lenience), lengths, accept, token, seed, request, position)
+
+
+def _verify(p, q, draft, lenience, lengths, accept, token, seed, request, position):
+    B, gamma = draft.shape
+    if p.shape[1] != gamma + 1 or p.shape[2] == 0:
+        raise ValueError(f"p must have shape (B, gamma + 1, V) with gamma + 1 = {gamma + 1} and V at least 1, not {tuple(p.shape)}")
+    _innermost_contiguous(p=p)
+    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, p=p)
+    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths, request=request, position=position)
+    for name, tensor in (("lengths", lengths), ("token", token), ("request", request), ("position", position)):
+        if tensor is not None:
+            checks.shape(draft=(draft, "B gamma"), **{name: (tensor, "B")})
+    for name, tensor in (("draft", draft), ("lengths", lengths), ("accept", accept), ("token", token)):
+        if tensor is not None and tensor.device != p.device:
+            raise ValueError(f"{name} must be on the device of p, {p.device}, not on {tensor.device}")
+    if accept is None and token is None:
+        if seed is None:
+            raise ValueError("give either the uniforms accept and token, or a seed")
+        request = torch.arange(B, device=p.device) if request is None else request.to(p.device, torch.int64)
+        position = torch.zeros(B, dtype=torch.int64, device=p.device) if position is None else position.to(p.device, torch.int64)
+        accept = philox.uniform(seed, philox.ACCEPT, request, position, gamma)
+        token = philox.uniform(seed, philox.TOKEN, request, position, 1)[:, 0]
+    elif accept is None or token is None or seed is not None:
+        raise ValueError("accept and token go together, and exclude a seed")
+    checks.shape(draft=(draft, "B gamma"), accept=(accept, "B gamma"))
+    checks.dtypes(torch.float32, accept=accept, token=token)
+    return verify_chain(p, q, draft, lengths, accept, token, lenience)
+
+
+def _innermost_contiguous(**tensors):
+    for name, tensor in tensors.items():
+        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")
