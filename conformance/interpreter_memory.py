@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 
 __all__ = ["MemoryFault", "Race", "Settings", "install"]
@@ -78,6 +79,7 @@ class Launch:
     program: int = 0
     reaches_beyond: bool = False  # integers became pointers: addresses outside the arguments may be meant
     synchronizes: bool = False  # atomics may order the programs
+    other_given: bool = False  # the load under way has an `other=`
 
     def region_of(self, low: int, high: int) -> Region | None:
         for region in self.regions:
@@ -93,14 +95,20 @@ def _guard_memory() -> None:
     """Every load, store and atomic passes a check of its addresses first. Block pointers and descriptors end here too."""
     load, store = Builder.create_masked_load, Builder.create_masked_store
     exchange, update = Builder.create_atomic_cas, Builder.create_atomic_rmw
-    to_pointer = Builder.create_int_to_ptr
+    to_pointer, semantic_load = Builder.create_int_to_ptr, TritonSemantic.load
+
+    def semantic(self: Any, pointer: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
+        if _launch is not None:  # Triton drops an `other` that is false, and a scalar 0 is false in the interpreter
+            _launch.other_given = other is not None
+        return semantic_load(self, pointer, mask, other, *rest, **named)
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
         mask = _handle(mask)
         _visit(pointers, mask, writes=False)
-        if other is None and settings.poison and not mask.data.all():
+        forgotten = other is None and not (_launch is not None and _launch.other_given)
+        if forgotten and settings.poison and not mask.data.all():
             kind = pointers.get_element_ty()
-            other = TensorHandle(np.full(pointers.data.shape, _poison(kind)), kind)
+            other = TensorHandle(np.full(pointers.data.shape, _poison(kind), triton_interpreter._get_np_dtype(kind)), kind)
         return load(self, pointers, mask, other, *rest, **named)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
@@ -126,7 +134,7 @@ def _guard_memory() -> None:
 
     Builder.create_masked_load, Builder.create_masked_store = create_masked_load, create_masked_store
     Builder.create_atomic_cas, Builder.create_atomic_rmw = atomic(exchange, None), atomic(update, 3)
-    Builder.create_int_to_ptr = create_int_to_ptr
+    Builder.create_int_to_ptr, TritonSemantic.load = create_int_to_ptr, semantic
 
 
 def _handle(mask: Any) -> Any:
@@ -220,7 +228,8 @@ def _guard_launches() -> None:
         global _launch
         _launch = Launch()
         try:
-            return call(self, *arguments, **named)
+            with np.errstate(all="ignore"):  # a GPU overflows, divides by zero and wraps in silence
+                return call(self, *arguments, **named)
         except triton_interpreter.InterpreterError as error:
             cause: BaseException | None = error
             while cause is not None:  # our own findings come out as themselves

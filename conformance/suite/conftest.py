@@ -1,0 +1,5 @@
+"""Tests of the interpreter are about nothing where kernels run on a GPU."""
+
+import os
+
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0") else ["test_interpreter.py", "test_big_tensor.py"]
