@@ -1,0 +1,398 @@
+"""The chunkwise kernel of linear recurrences with a diagonal decay: S_t = Diag(e^{g_t}) S_{t-1} + k_t v_t^T, o_t = q_t S_t.
+
+Three kernels, specialized when compiled by the structure of the decay (none, one per token, one per token and channel):
+
+- `boundaries_kernel`: the states at all chunk boundaries, one program per sequence, head and tile of the state; run backward in time over
+  (q, d outputs), it gives the gradients of those states.
+- `outputs_kernel`: the outputs inside a chunk, all chunks at once; backward in time, dv. `gates_kernel`: dq, dk and dg.
+
+A chunk is cut into sub-chunks of 16 tokens. Between two sub-chunks a score is a product of two matrices, both decayed to the boundary between them;
+inside a sub-chunk it is summed channel by channel. Every exponent is a sum of log-decays over the tokens between two others, never a difference
+of two sums, so it is at most 0, loses no digits, and a log-decay of -inf forgets exactly.
+
+Sequences packed along T share a launch: a table gives each chunk its batch row, first token, end of sequence, and the slot of its state. It is computed by the
+device, sized by its upper bound, so nothing waits for the device and graphs can capture the launch; spare rows of the table begin where they end.
+
+Accumulation and states are float32; products of matrices take operands in the format of q, and float32 ones are multiplied as float32 ("ieee").
+No atomics: gradients of shared query and key heads, and of scalar decays over tiles of K, are written apart and summed in a fixed order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.fast.kernels.variant import Variant
+
+__all__ = ["CHUNKS", "backward", "forward", "variants"]
+
+CHUNKS = (16, 32, 64)
+SUB = 16  # tokens per sub-chunk: the smallest side of a tensor-core product
+
+
+@triton.jit
+def _tile(base, rows, stride, live, columns, limit):
+    """Rows of a matrix whose innermost axis is contiguous; 0 outside."""
+    mask = live[:, None] & (columns < limit)[None, :]
+    return tl.load(base + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _log_decays(g, rows, stride, live, columns, limit, DECAY: tl.constexpr):
+    """Log-decays of tokens: (rows, columns) for one per channel, else (rows, 1); 0 outside."""
+    if DECAY == "vector":
+        return _tile(g, rows, stride, live, columns, limit).to(tl.float32)
+    elif DECAY == "scalar":
+        return tl.load(g + rows * stride, mask=live, other=0.0).to(tl.float32)[:, None]
+    else:
+        return tl.zeros([rows.shape[0], 1], tl.float32)
+
+
+@triton.jit
+def _exponents(g, stride, start, anchor, end, columns, limit, DECAY: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr):
+    """Log-decays between a sub-chunk and the tokens before it (as queries) or after it (as keys), in three legs that meet nowhere.
+
+    near: between the sub-chunk's tokens and its edge; far: between that edge and the chunk's other tokens; rest: between that edge and the chunk's.
+    """
+    own = anchor + tl.arange(0, SUB)
+    every = start + tl.arange(0, CHUNK)
+    if KEYS:
+        edge = anchor + SUB
+        near = tl.cumsum(_log_decays(g, own + 1, stride, own + 1 < tl.minimum(edge, end), columns, limit, DECAY), 0, reverse=True)
+        steps = _log_decays(g, every, stride, (every >= edge) & (every < end), columns, limit, DECAY)
+        return near, tl.cumsum(steps, 0), tl.sum(steps, 0)
+    else:
+        near = tl.cumsum(_log_decays(g, own, stride, own < end, columns, limit, DECAY), 0)
+        far = tl.cumsum(_log_decays(g, every + 1, stride, every + 1 < anchor, columns, limit, DECAY), 0, reverse=True)
+        return near, far, tl.sum(_log_decays(g, every, stride, every < anchor, columns, limit, DECAY), 0)
+
+
+@triton.jit
+def _within(steps, DECAY: tl.constexpr, SUB: tl.constexpr):
+    """Decay from token j through token i of one sub-chunk, 0 where j > i: (i, j, channel) for one per channel, else (i, j)."""
+    if DECAY == "vector":
+        i, j = tl.arange(0, SUB)[:, None, None], tl.arange(0, SUB)[None, :, None]
+        between = tl.cumsum(tl.where(i > j, steps[:, None, :], 0.0), 0)
+    else:
+        i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
+        between = tl.cumsum(tl.where(i > j, steps, 0.0), 0)
+    return tl.exp(tl.where(i >= j, between, float("-inf")))
+
+
+@triton.jit
+def _near_scores(q, k, g, q_t, k_t, g_t, anchor, end, K: tl.constexpr, DECAY: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr):
+    """Decayed inner products of a sub-chunk's queries with its own keys: (SUB, SUB), lower triangular."""
+    own = anchor + tl.arange(0, SUB)
+    scores = tl.zeros([SUB, SUB], tl.float32)
+    STEP: tl.constexpr = 16 if DECAY == "vector" else BK
+    for first in range(0, K, STEP):
+        columns = first + tl.arange(0, STEP)
+        x, y = _tile(q, own, q_t, own < end, columns, K), _tile(k, own, k_t, own < end, columns, K)
+        if DECAY == "vector":
+            decay = _within(_log_decays(g, own, g_t, own < end, columns, K, DECAY), DECAY, SUB)
+            scores += tl.sum(x.to(tl.float32)[:, None, :] * y.to(tl.float32)[None, :, :] * decay, 2)
+        else:
+            scores = tl.dot(x, tl.trans(y), scores, input_precision="ieee")
+    if DECAY != "vector":
+        scores *= _within(_log_decays(g, own, g_t, own < end, own, K, DECAY), DECAY, SUB)
+    return scores
+
+
+@triton.jit
+def boundaries_kernel(
+    x, y, g, first, states, sequences, x_b, x_t, x_h, y_b, y_t, y_h, g_b, g_t, g_h, HEADS, GROUP,
+    REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Forward: states from keys and values. Reverse: gradients of states from queries and d outputs; only the side of the decay differs."""
+    program = tl.program_id(0).to(tl.int64)
+    tile_v, program = program % tl.cdiv(V, BV), program // tl.cdiv(V, BV)
+    tile_k, program = program % tl.cdiv(K, BK), program // tl.cdiv(K, BK)
+    head, sequence = program % HEADS, program // HEADS
+    batch, begin = tl.load(sequences + 4 * sequence), tl.load(sequences + 4 * sequence + 1)
+    stop, slot = tl.load(sequences + 4 * sequence + 2), tl.load(sequences + 4 * sequence + 3)
+    x += batch * x_b + head // GROUP * x_h
+    y += batch * y_b + head * y_h
+    g += batch * g_b + head * g_h
+    row, column = tile_k * BK + tl.arange(0, BK), tile_v * BV + tl.arange(0, BV)
+    inside = (row < K)[:, None] & (column < V)[None, :]
+    place = row[:, None] * V + column[None, :]
+    count = tl.cdiv(stop - begin, CHUNK)
+
+    state = tl.load(first + (sequence * HEADS + head) * K * V + place, mask=inside, other=0.0)
+    tl.store(states + ((slot + (count if REVERSE else 0)) * HEADS + head) * K * V + place, state, mask=inside)
+    for done in range(0, count):
+        start = begin + (count - 1 - done if REVERSE else done) * CHUNK
+        end = tl.minimum(start + CHUNK, stop)
+        times = start + tl.arange(0, CHUNK)
+        steps = _log_decays(g, times, g_t, times < end, row, K, DECAY)
+        if REVERSE:  # from the chunk's start through the token
+            reach = tl.cumsum(steps, 0)
+        else:  # from just after the token to the chunk's end
+            reach = tl.cumsum(_log_decays(g, times + 1, g_t, times + 1 < end, row, K, DECAY), 0, reverse=True)
+        a = _tile(x, times, x_t, times < end, row, K)
+        a = (a.to(tl.float32) * tl.exp(reach)).to(a.dtype)
+        b = _tile(y, times, y_t, times < end, column, V)
+        state = tl.dot(tl.trans(a), b, tl.exp(tl.sum(steps, 0))[:, None] * state, input_precision="ieee")
+        boundary = slot + (count - 1 - done if REVERSE else done + 1)
+        tl.store(states + (boundary * HEADS + head) * K * V + place, state, mask=inside)
+
+
+@triton.jit
+def outputs_kernel(
+    x, y, z, g, states, o, chunks, x_b, x_t, x_h, y_b, y_t, y_h, z_b, z_t, z_h, g_b, g_t, g_h, o_b, o_t, o_h, HEADS, GROUP,
+    REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """What the tokens of one chunk read, sub-chunk by sub-chunk: from the boundary's state, from other sub-chunks, from their own.
+
+    Forward: queries x read keys y with values z, the outputs. Reverse: keys x are read by queries y with d outputs z, the gradients of the values.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    tile, program = program % tl.cdiv(V, BV), program // tl.cdiv(V, BV)
+    head, chunk = program % HEADS, program // HEADS
+    batch, start = tl.load(chunks + 4 * chunk), tl.load(chunks + 4 * chunk + 1)
+    end, slot = tl.minimum(tl.load(chunks + 4 * chunk + 2), start + CHUNK), tl.load(chunks + 4 * chunk + 3)
+    x += batch * x_b + head // GROUP * x_h
+    y += batch * y_b + head // GROUP * y_h
+    z += batch * z_b + head * z_h
+    g += batch * g_b + head * g_h
+    o += batch * o_b + head * o_h
+    states += ((slot + 1 if REVERSE else slot) * HEADS + head) * K * V
+    column = tile * BV + tl.arange(0, BV)
+    every = start + tl.arange(0, CHUNK)
+    for block in range(0, tl.cdiv(end - start, SUB)):  # none where the table's row is spare
+        anchor = start + block * SUB
+        own = anchor + tl.arange(0, SUB)
+        if REVERSE:
+            others = (every >= anchor + SUB) & (every < end)
+        else:
+            others = every < anchor
+        scores = tl.zeros([SUB, CHUNK], tl.float32)
+        output = tl.zeros([SUB, BV], tl.float32)
+        for first in range(0, K, BK):
+            row = first + tl.arange(0, BK)
+            near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, REVERSE, CHUNK, SUB)
+            a, b = _tile(x, own, x_t, own < end, row, K), _tile(y, every, y_t, others, row, K)
+            b = (b.to(tl.float32) * tl.exp(far)).to(b.dtype)
+            scores = tl.dot((a.to(tl.float32) * tl.exp(near)).to(a.dtype), tl.trans(b), scores, input_precision="ieee")
+            state = _tile(states, row, V, row < K, column, V).to(a.dtype)
+            a = (a.to(tl.float32) * tl.exp(near + rest[None, :])).to(a.dtype)
+            output = tl.dot(a, state, output, input_precision="ieee")
+        c = _tile(z, every, z_t, others, column, V)
+        output = tl.dot(scores.to(c.dtype), c, output, input_precision="ieee")
+        if REVERSE:
+            scores = tl.trans(_near_scores(y, x, g, y_t, x_t, g_t, anchor, end, K, DECAY, SUB, BK))
+        else:
+            scores = _near_scores(x, y, g, x_t, y_t, g_t, anchor, end, K, DECAY, SUB, BK)
+        c = _tile(z, own, z_t, own < end, column, V)
+        output = tl.dot(scores.to(c.dtype), c, output, input_precision="ieee")
+        mask = (own < end)[:, None] & (column < V)[None, :]
+        tl.store(o + own[:, None] * o_t + column[None, :], output.to(o.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gates_kernel(
+    q, k, v, g, do, states, dstates, dq, dk, dg, chunks,
+    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, o_b, o_t, o_h, d_b, d_t, d_h, e_b, e_t, e_h, HEADS, GROUP,
+    K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """dq, dk and dg of one chunk and tile of K, last sub-chunk first.
+
+    dg needs no state but the chunk's last: a gate's gradient is the flow from keys before it to queries from it on, so going back in time each
+    query adds q * dq to the flow and each key takes k * dk out. A token's own pair, which meets no gate, is kept out of both.
+    """
+    program = tl.program_id(0).to(tl.int64)
+    tile, program = program % tl.cdiv(K, BK), program // tl.cdiv(K, BK)
+    head, chunk = program % HEADS, program // HEADS
+    batch, start = tl.load(chunks + 4 * chunk), tl.load(chunks + 4 * chunk + 1)
+    end, slot = tl.minimum(tl.load(chunks + 4 * chunk + 2), start + CHUNK), tl.load(chunks + 4 * chunk + 3)
+    q += batch * q_b + head // GROUP * q_h
+    k += batch * k_b + head // GROUP * k_h
+    v += batch * v_b + head * v_h
+    g += batch * g_b + head * g_h
+    do += batch * o_b + head * o_h
+    dq += batch * d_b + head * d_h
+    dk += batch * d_b + head * d_h
+    dg += batch * e_b + head * e_h + (tile if DECAY == "scalar" else 0)
+    states += (slot * HEADS + head) * K * V
+    dstates += ((slot + 1) * HEADS + head) * K * V
+    row = tile * BK + tl.arange(0, BK)
+    every = start + tl.arange(0, CHUNK)
+    blocks = tl.cdiv(end - start, SUB)
+    flow = tl.zeros([BK], tl.float32)
+    if blocks > 0:
+        for first in range(0, V, BV):
+            column = first + tl.arange(0, BV)
+            state = _tile(states + HEADS * K * V, row, V, row < K, column, V)
+            flow += tl.sum(state * _tile(dstates, row, V, row < K, column, V), 1)
+    for done in range(0, blocks):
+        anchor = start + (blocks - 1 - done) * SUB
+        own = anchor + tl.arange(0, SUB)
+        earlier, later = every < anchor, (every >= anchor + SUB) & (every < end)
+        reads = tl.zeros([SUB, CHUNK], tl.float32)  # d score of own queries with earlier keys
+        writes = tl.zeros([SUB, CHUNK], tl.float32)  # d score of own keys with later queries
+        pairs = tl.zeros([SUB, SUB], tl.float32)  # d score of own queries with own keys
+        query = tl.zeros([SUB, BK], tl.float32)
+        key = tl.zeros([SUB, BK], tl.float32)
+        for first in range(0, V, BV):
+            column = first + tl.arange(0, BV)
+            dout, value = _tile(do, own, o_t, own < end, column, V), _tile(v, own, v_t, own < end, column, V)
+            reads = tl.dot(dout, tl.trans(_tile(v, every, v_t, earlier, column, V)), reads, input_precision="ieee")
+            writes = tl.dot(value, tl.trans(_tile(do, every, o_t, later, column, V)), writes, input_precision="ieee")
+            pairs = tl.dot(dout, tl.trans(value), pairs, input_precision="ieee")
+            state = _tile(states, row, V, row < K, column, V).to(dout.dtype)
+            query = tl.dot(dout, tl.trans(state), query, input_precision="ieee")
+            dstate = _tile(dstates, row, V, row < K, column, V).to(value.dtype)
+            key = tl.dot(value, tl.trans(dstate), key, input_precision="ieee")
+        near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, False, CHUNK, SUB)
+        y = _tile(k, every, k_t, earlier, row, K)
+        query = tl.dot(reads.to(y.dtype), (y.to(tl.float32) * tl.exp(far)).to(y.dtype), query * tl.exp(rest)[None, :], input_precision="ieee")
+        query *= tl.exp(near)
+        near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, True, CHUNK, SUB)
+        x = _tile(q, every, q_t, later, row, K)
+        key = tl.dot(writes.to(x.dtype), (x.to(tl.float32) * tl.exp(far)).to(x.dtype), key * tl.exp(rest)[None, :], input_precision="ieee")
+        key *= tl.exp(near)
+        x, y = _tile(q, own, q_t, own < end, row, K), _tile(k, own, k_t, own < end, row, K)
+        i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
+        alone = tl.sum(tl.where(i == j, pairs, 0.0), 1)[:, None]
+        pairs = tl.where(i > j, pairs, 0.0)
+        decay = _within(_log_decays(g, own, g_t, own < end, row, K, DECAY), DECAY, SUB)
+        if DECAY == "vector":
+            decay *= pairs[:, :, None]
+            query += tl.sum(decay * y.to(tl.float32)[None, :, :], 1)
+            key += tl.sum(decay * x.to(tl.float32)[:, None, :], 0)
+        else:
+            decay = (decay * pairs).to(x.dtype)
+            query = tl.dot(decay, y, query, input_precision="ieee")
+            key = tl.dot(tl.trans(decay), x, key, input_precision="ieee")
+        x, y = x.to(tl.float32), y.to(tl.float32)
+        change = x * query - y * key
+        gate = flow[None, :] + tl.cumsum(change, 0, reverse=True)
+        flow += tl.sum(change, 0)
+        mask = (own < end)[:, None] & (row < K)[None, :]
+        tl.store(dq + own[:, None] * d_t + row[None, :], (query + alone * y).to(dq.dtype.element_ty), mask=mask)
+        tl.store(dk + own[:, None] * d_t + row[None, :], (key + alone * x).to(dk.dtype.element_ty), mask=mask)
+        if DECAY == "vector":
+            tl.store(dg + own[:, None] * e_t + row[None, :], gate, mask=mask)
+        elif DECAY == "scalar":
+            tl.store(dg + own * e_t, tl.sum(tl.where(mask, gate, 0.0), 1), mask=own < end)
+
+
+def tables(batch: int, length: int, cu_seqlens: torch.Tensor | None, chunk: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows (batch row, first token, end of sequence, slot of the state) of all sequences and of all chunks, and the slots of final states."""
+    if cu_seqlens is None:
+        count = batch
+        row = torch.arange(batch, device=device)
+        begin, end = torch.zeros_like(row), torch.full_like(row, length)
+        most = batch * -(-length // chunk)
+    else:
+        count = len(cu_seqlens) - 1
+        begin, end = cu_seqlens[:-1].to(torch.int64), cu_seqlens[1:].to(torch.int64)
+        row = torch.zeros_like(begin)
+        most = length // chunk + count
+    chunks = (end - begin + chunk - 1) // chunk
+    total = torch.cumsum(chunks, 0)
+    slot = total - chunks + torch.arange(count, device=device)  # a sequence of c chunks has c + 1 boundaries
+    index = torch.arange(most, device=device)
+    owner = torch.searchsorted(total, index, right=True).clamp(max=count - 1)
+    nth = index - (total - chunks)[owner]
+    by_chunk = torch.stack([row[owner], begin[owner] + nth * chunk, end[owner], slot[owner] + nth], 1)
+    return torch.stack([row, begin, end, slot], 1), by_chunk, slot + chunks
+
+
+def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
+    """Tile of K, tile of V and warps of a kernel: a pure function of the shape."""
+    side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
+    if kernel is gates_kernel:
+        return side(K, 32), side(V, 64), 4
+    return side(K, 64 if itemsize == 2 else 32), side(V, 64), 4
+
+
+def _launch(kernel, programs: int, *args, decay: str, chunk: int, K: int, V: int, itemsize: int, **constants) -> None:
+    """One grid axis, as only the first may exceed 65,535 programs."""
+    BK, BV, warps = blocks(kernel, K, V, itemsize)
+    tiles_k, tiles_v = triton.cdiv(K, BK), triton.cdiv(V, BV)
+    tiles = tiles_k * tiles_v if kernel is boundaries_kernel else tiles_k if kernel is gates_kernel else tiles_v
+    sub = {} if kernel is boundaries_kernel else {"SUB": SUB}
+    if programs:
+        kernel[programs * tiles,](*args, K=K, V=V, DECAY=decay, CHUNK=chunk, BK=BK, BV=BV, num_warps=warps, num_stages=2, **sub, **constants)
+
+
+def _strides(x: torch.Tensor) -> tuple[int, int, int]:
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def forward(q, k, v, g, S0, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs `(B, T, H, V)` and final states `(N, H, K, V)`; g is `(B, T, H, K)`, `(B, T, H, 1)` or None; innermost axes contiguous."""
+    with torch.cuda.device_of(q):
+        run = _Run(q, k, v, g, cu_seqlens, chunk)
+        states = run.boundaries(k, v, S0, reverse=False)
+        o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+        run.outputs(q, k, v, states, o, reverse=False)
+        return o, states[run.final]
+
+
+def backward(q, k, v, g, S0, cu_seqlens, do, dS, chunk: int):
+    """dq, dk, dv, dg (None without g) and dS0. The states at the boundaries are computed again rather than kept."""
+    with torch.cuda.device_of(q):
+        run = _Run(q, k, v, g, cu_seqlens, chunk)
+        states = run.boundaries(k, v, S0, reverse=False)
+        dstates = run.boundaries(q, do, dS, reverse=True)
+        dv = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+        run.outputs(k, q, do, dstates, dv, reverse=True)
+        dq, dk, dg = run.gates(q, k, v, do, states, dstates)
+        return dq, dk, dv, dg, dstates[run.sequences[:, 3]]
+
+
+class _Run:
+    """What the launches of one call share."""
+
+    def __init__(self, q, k, v, g, cu_seqlens, chunk):
+        self.sequences, self.chunks, self.final = tables(q.shape[0], q.shape[1], cu_seqlens, chunk, q.device)
+        self.g, self.decay = (q, "none") if g is None else (g, "scalar" if g.shape[-1] == 1 else "vector")
+        self.heads, self.group = v.shape[2], v.shape[2] // q.shape[2]
+        self.common = dict(decay=self.decay, chunk=chunk, K=q.shape[3], V=v.shape[3], itemsize=q.element_size())
+
+    def boundaries(self, x, y, first, reverse):
+        slots = len(self.chunks) + len(self.sequences)
+        states = torch.empty((slots, *first.shape[1:]), dtype=torch.float32, device=x.device)
+        args = x, y, self.g, first, states, self.sequences, *_strides(x), *_strides(y), *_strides(self.g), self.heads, self.group
+        _launch(boundaries_kernel, len(self.sequences) * self.heads, *args, REVERSE=reverse, **self.common)
+        return states
+
+    def outputs(self, x, y, z, states, o, reverse):
+        strides = *_strides(x), *_strides(y), *_strides(z), *_strides(self.g), *_strides(o)
+        args = x, y, z, self.g, states, o, self.chunks, *strides, self.heads, self.group
+        _launch(outputs_kernel, len(self.chunks) * self.heads, *args, REVERSE=reverse, **self.common)
+
+    def gates(self, q, k, v, do, states, dstates):
+        shape = (*v.shape[:3], q.shape[3])
+        dtype = q.dtype if self.group == 1 else torch.float32
+        dq, dk = (torch.empty(shape, dtype=dtype, device=q.device) for _ in range(2))
+        tiles = triton.cdiv(q.shape[3], blocks(gates_kernel, q.shape[3], v.shape[3], q.element_size())[0])
+        width = {"none": 0, "scalar": tiles, "vector": q.shape[3]}[self.decay]
+        dg = torch.empty((*v.shape[:3], width), dtype=torch.float32, device=q.device)
+        strides = (s for x in (q, k, v, self.g, do, dq, dg) for s in _strides(x))
+        args = q, k, v, self.g, do, states, dstates, dq, dk, dg, self.chunks, *strides, self.heads, self.group
+        _launch(gates_kernel, len(self.chunks) * self.heads, *args, **self.common)
+        if self.group > 1:
+            dq, dk = (x.unflatten(2, (-1, self.group)).sum(3).to(q.dtype) for x in (dq, dk))
+        return dq, dk, dg.sum(-1, keepdim=True) if self.decay == "scalar" else dg
+
+
+def variants():
+    """Every configuration that the launcher can pick, for the ahead-of-time compile report."""
+    inputs = {boundaries_kernel: "xyg", outputs_kernel: "xyzgo", gates_kernel: "qkvgode"}
+    for element, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+        for decay in ("none", "scalar", "vector"):
+            for K, V in ((16, 16), (64, 64), (128, 128)):
+                for kernel, reverse in ((boundaries_kernel, False), (boundaries_kernel, True), (outputs_kernel, False), (outputs_kernel, True), (gates_kernel, None)):
+                    BK, BV, warps = blocks(kernel, K, V, itemsize)
+                    tensors = dict.fromkeys(("x", "y", "z", "o", "q", "k", "v", "do", "dq", "dk"), f"*{element}")
+                    tensors |= dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32") | dict.fromkeys(("sequences", "chunks"), "*i64")
+                    strides = {f"{name}_{axis}": "i32" for name in inputs[kernel] for axis in "bth"}
+                    constants = {"K": K, "V": V, "DECAY": decay, "CHUNK": 64, "SUB": SUB, "BK": BK, "BV": BV, "REVERSE": reverse}
+                    names = kernel.arg_names
+                    signature = {n: "constexpr" if n in constants else (tensors | strides).get(n, "i32") for n in names}
+                    divisible = tuple(n for n in names if n in tensors or (n in strides and not (decay != "vector" and n[0] in "ge")))
+                    name = f"{kernel.__name__.removesuffix('_kernel')}{'_reverse' if reverse else ''}-{decay}-{element}-{K}x{V}"
+                    yield Variant(name, kernel, signature, {n: x for n, x in constants.items() if n in names}, {"num_warps": warps, "num_stages": 2}, divisible)
