@@ -1,0 +1,150 @@
+"""What the site says about itself, from the tree and from committed runs: coverage, measured error, bug museum, kill matrix."""
+
+import difflib
+import html
+import json
+import re
+import tomllib
+from pathlib import Path
+
+from twofold import discovery
+
+__all__ = ["FAMILIES", "coverage", "kills", "measured", "museum", "titled"]
+
+ROOT = Path(__file__).resolve().parent.parent
+EVIDENCE = ROOT / "docs" / "evidence"
+FAMILIES = [  # the order of reading; a folder that is not named here follows by name
+    "attention", "sparse_attention", "linear_attention", "state_space", "test_time_training", "mixture_of_experts", "linearization",
+    "number_formats", "quantization", "speculative", "diffusion", "hybrid", "serving", "vision",
+]  # fmt: skip
+ISSUE = re.compile(r"([\w.-]+/[\w.-]+)#(\d+)")
+
+
+def by_reading(family: str) -> tuple[int, str]:
+    return (FAMILIES.index(family) if family in FAMILIES else len(FAMILIES), family)
+
+
+def titled(name: str) -> str:
+    """`linear_attention` as a heading says it."""
+    return name.replace("_", " ").capitalize()
+
+
+def chapters() -> list[discovery.Chapter]:
+    return sorted(discovery.chapters(), key=lambda chapter: (by_reading(chapter.family), chapter.algorithm))
+
+
+def run(name: str):
+    """A committed run, `docs/evidence/<name>.json`, or None where none is committed."""
+    path = EVIDENCE / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def table(header: list[str], rows: list[list[str]], name: str) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+    return f'<div class="{name}" markdown>\n\n' + "\n".join(lines) + "\n\n</div>\n"
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def link(chapter: discovery.Chapter) -> str:
+    return f"[`{chapter.name}`]({chapter.family}/{chapter.algorithm}.md)" if chapter.docs else f"`{chapter.name}`"
+
+
+def coverage() -> str:
+    """Every chapter, its paper, and which of its four parts stand in the tree."""
+    rows = []
+    for chapter in chapters():
+        parts = [chapter.spec, chapter.fast, chapter.conformance, chapter.docs]
+        forms = ", ".join(f"`{form}`" for form in chapter.forms)
+        rows.append([link(chapter), cell(chapter.paper), forms, *("●" if part else "–" for part in parts)])
+    whole = sum(all(row[3:][i] == "●" for i in range(4)) for row in rows)
+    count = f"{len(rows)} chapters, {whole} of them with all four parts.\n\n"
+    return count + table(["Chapter", "Paper", "Forms", "spec", "fast", "conformance", "docs"], rows, "coverage")
+
+
+def measured(name: str) -> str | None:
+    """The committed run's verdict on one chapter, or None where it holds none."""
+    result = (run("check") or {"chapters": {}})["chapters"].get(name)
+    if result is None:
+        return None
+    counts = ", ".join(f"{result[kind]} {kind}" for kind in ("passed", "failed", "skipped") if result[kind] or kind == "passed")
+    if not result["worst"]:
+        return f"In the committed run: {counts}. Every law of this chapter is exact; there is no rounding error to measure.\n"
+    rows = []
+    for key, ratio in sorted(result["worst"].items()):
+        backend, _, dtype = key.partition("/")
+        bar = f'<meter min="0" max="1" value="{min(ratio, 1):.4f}" title="{ratio:.3g} of the bound"></meter>'
+        rows.append([backend, f"`{dtype}`", f"{ratio:.3g}", bar])
+    return f"In the committed run: {counts}.\n\n" + table(["Backend", "dtype", "worst error ÷ bound", ""], rows, "measured")
+
+
+def bugs() -> list[dict]:
+    found = []
+    for path in sorted((ROOT / "conformance" / "bugs").glob("*.toml"), key=lambda path: by_reading(path.stem)):
+        found += tomllib.loads(path.read_text(encoding="utf-8")).get("bug", [])
+    return found
+
+
+def museum(report) -> str:
+    """Public bugs as exhibits, each with its difference; then the lines that we deleted ourselves."""
+    public = [bug for bug in bugs() if ISSUE.fullmatch(bug["source"])]
+    own = [bug for bug in bugs() if not ISSUE.fullmatch(bug["source"])]
+    if not public and not own:
+        return '!!! note "Nothing here yet"\n    No bug is in the collection so far.\n'
+    parts = [f"{len(public)} bugs that users met, and {len(own)} lines of our own deleted or bent on purpose.\n"]
+    parts += ["## Bugs in the wild\n"] * bool(public)
+    parts += [_exhibit(bug, report) for bug in public]
+    parts += ["## Deleted lines\n"] * bool(own)
+    parts += [_exhibit(bug, report) for bug in own]
+    return "\n".join(parts)
+
+
+def _exhibit(bug: dict, report) -> str:
+    where = ISSUE.fullmatch(bug["source"])
+    source = f"[{bug['source']}](https://github.com/{where[1]}/issues/{where[2]})" if where else bug["source"]
+    family, _, algorithm = bug["chapter"].partition(".")
+    known = (ROOT / "docs" / family / f"{algorithm}.md").is_file()
+    chapter = f"[`{bug['chapter']}`]({family}/{algorithm}.md)" if known else f"`{bug['chapter']}`"
+    facts = [source, f"chapter {chapter}", f"breaks `{bug['test']}`"]
+    facts += [f"on the {bug['backend']} side"] if bug.get("backend") else []
+    facts += [f"moves the law by exactly **{bug['bias']}** (total variation)"] if bug.get("bias") else []
+    return (
+        f"### {bug['id']} {{ #{bug['id']} }}\n\n{bug['story'].strip()}\n\n"
+        f"{' · '.join(facts)}\n{{ .facts }}\n\n"
+        f'{"`" * 8}{{ .diff title="{bug["file"]}" }}\n{_difference(bug, report)}\n{"`" * 8}\n'
+    )
+
+
+def _difference(bug: dict, report) -> str:
+    """The change as whole lines of the file, one line of surroundings; of the snippet alone where the file has moved on."""
+    path = ROOT / bug["file"]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, after = bug["old"], bug["new"]
+    if text.count(before) == 1:
+        before, after = text, text.replace(before, after)
+    else:
+        report(f"bug {bug['id']}: its old text occurs {text.count(before)} times in {bug['file']}, not once")
+    lines = list(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1))[2:]
+    code = [line for line in lines if not line.startswith("@@")]
+    indent = min((len(line[1:]) - len(line[1:].lstrip()) for line in code if line[1:].strip()), default=0)
+    return "\n".join("  ⋮" if line.startswith("@@") else line[:1] + " " + line[1 + indent :] for line in lines[1:])
+
+
+def kills() -> str | None:
+    """Mutants against the tests that catch them, from the committed run; None where none is committed."""
+    results = run("bugs")
+    if results is None:
+        return None
+    caught = sum(bool(bug["killed"]) for bug in results)
+    parts = [f"{caught} of {len(results)} mutants are caught in the committed run.\n"]
+    order = {chapter.name: number for number, chapter in enumerate(chapters())}
+    for name in sorted({bug["chapter"] for bug in results}, key=lambda name: order.get(name, len(order))):
+        rows = []
+        for bug in (bug for bug in results if bug["chapter"] == name):
+            killers = bug["killed_by"] if isinstance(bug["killed_by"], list) else [bug["killed_by"]]
+            laws = "<br>".join(f"`{html.escape(str(killer))}`" for killer in killers if killer)
+            rows.append([f"[{bug['id']}](museum.md#{bug['id']})", "●" if bug["killed"] else "**survives**", laws or "–"])
+        parts.append(f"## `{name}`\n\n" + table(["Mutant", "caught", "by"], rows, "kills"))
+    return "\n".join(parts)
