@@ -1,7 +1,8 @@
-"""Open every page of the built site in a real browser and look for what a reader would trip over: `python tools/browser_test.py [SITE]`.
+"""Open every page of the built site in a real browser and look for what a reader would trip over: `python tools/browser_test.py`.
 
-Per page, wide and narrow, light and dark: it loads, asks nothing of another host, fails no request, writes no error to the console, shows every
-formula of its source as MathML of some size, does not scroll sideways, and its links and their anchors exist. Then the search must find something.
+Per page, wide and light, narrow and dark: it loads, asks nothing of another host, fails no request, writes no error to the console,
+shows every formula of its source as MathML of some size, and does not scroll sideways. All links and anchors inside the site exist, and
+the search finds something.
 """
 
 import argparse

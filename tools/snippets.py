@@ -1,4 +1,4 @@
-"""Run every interactive example of the documentation, `>>> …` in fenced Python, one session per page: `python tools/snippets.py [PAGE…]`."""
+"""Run every example of the documentation, `>>> …` in fenced Python, one session per page: `python tools/snippets.py [PAGE…]`."""
 
 import doctest
 import re
