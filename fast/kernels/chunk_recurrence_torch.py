@@ -1,0 +1,147 @@
+"""The PyTorch twin of `chunk_recurrence`: the same chunks and sub-chunks, vectorized over batch and heads, a loop over chunks only.
+
+It computes in float32 (float64 where the inputs are), takes any chunk, and runs packed sequences one by one, so that packing changes no bit.
+"""
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["backward", "forward"]
+
+SUB = 16
+
+
+def forward(q, k, v, g, S0, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs `(B, T, H, V)` and final states `(N, H, K, V)`; g is `(B, T, H, K)`, `(B, T, H, 1)` or None."""
+    o, final = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty_like(S0, memory_format=torch.contiguous_format)
+    for batch, tokens, states in _sequences(q, cu_seqlens):
+        x = _Sequence(*(_piece(y, batch, tokens, v.shape[2]) for y in (q, k, v, g)), chunk)
+        output, state = x.forward(S0[states].to(x.v.dtype))
+        o[batch, tokens] = output.transpose(1, 2).to(o.dtype)
+        final[states] = state
+    return o, final
+
+
+def backward(q, k, v, g, S0, cu_seqlens, do, dS, chunk: int):
+    """dq, dk, dv, dg (empty without g) and dS0."""
+    heads, group = v.shape[2], v.shape[2] // q.shape[2]
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dq, dk = (torch.empty((*v.shape[:3], q.shape[3]), dtype=wide, device=q.device) for _ in range(2))
+    dv, dS0 = torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.empty(S0.shape, dtype=S0.dtype, device=S0.device)
+    dg = torch.empty((*v.shape[:3], 0) if g is None else g.shape, dtype=wide, device=v.device)
+    for batch, tokens, states in _sequences(q, cu_seqlens):
+        x = _Sequence(*(_piece(y, batch, tokens, heads) for y in (q, k, v, g)), chunk)
+        *gradients, dS0[states] = x.backward(S0[states].to(wide), _piece(do, batch, tokens, heads), dS[states].to(wide))
+        for whole, part in zip((dq, dk, dv, dg), gradients, strict=True):
+            whole[batch, tokens] = part.transpose(1, 2).to(whole.dtype)
+    return *(x.unflatten(2, (-1, group)).sum(3).to(q.dtype) for x in (dq, dk)), dv, dg, dS0
+
+
+def _sequences(q, cu_seqlens):
+    """(batch rows, tokens, states) that one run covers: the whole batch at once, or packed sequences one by one."""
+    if cu_seqlens is None:
+        yield slice(None), slice(None), slice(None)
+    else:
+        edges = cu_seqlens.tolist()
+        for n, (begin, end) in enumerate(zip(edges, edges[1:])):
+            yield slice(None), slice(begin, end), slice(n, n + 1)
+
+
+def _piece(x, batch, tokens, heads):
+    """`(B, T, H', D)` to `(B, H, T, D)` in the computing format; value head h reads query and key head h // (H / H')."""
+    if x is None:
+        return None
+    x = x[batch, tokens].transpose(1, 2)
+    return x.repeat_interleave(heads // x.shape[1], 1).to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+class _Sequence:
+    """Sequences of equal length, padded by tokens that change nothing to whole sub-chunks."""
+
+    def __init__(self, q, k, v, g, chunk):
+        self.length, self.chunk, self.channels = q.shape[2], -(-chunk // SUB) * SUB, 0 if g is None else g.shape[3]
+        padding = -self.length % SUB
+        self.q, self.k, self.v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
+        self.g = F.pad(g, (0, 0, 0, padding)) if g is not None else self.q.new_zeros((*self.q.shape[:3], 1))
+        self.starts = range(0, self.q.shape[2], self.chunk)
+
+    def _chunk(self, start, *others):
+        """One chunk of every input, cut into sub-chunks: `(B, H, J, SUB, D)`."""
+        parts = (x[:, :, start : start + self.chunk] for x in (self.q, self.k, self.v, self.g, *others))
+        return [x.unflatten(2, (-1, SUB)) for x in parts]
+
+    def forward(self, state):
+        outputs = [self.v[:, :, :0]]
+        for start in self.starts:
+            q, k, v, g = self._chunk(start)
+            near, far, within, since, until, total = _decays(g)
+            distant = (q * near) @ (k.flatten(2, 3)[:, :, None] * far).mT                 # (B, H, J, SUB, C)
+            output = distant @ v.flatten(2, 3)[:, :, None] + _scores(q, k, within) @ v + (q * since) @ state[:, :, None]
+            outputs.append(output.flatten(2, 3))
+            state = total * state + (k * until).flatten(2, 3).mT @ v.flatten(2, 3)
+        return torch.cat(outputs, 2)[:, :, : self.length], state
+
+    def backward(self, state, do, dstate):
+        states = [state]
+        for start in self.starts:
+            _, k, v, g = self._chunk(start)
+            *_, until, total = _decays(g)
+            states.append(total * states[-1] + (k * until).flatten(2, 3).mT @ v.flatten(2, 3))
+        do = F.pad(do, (0, 0, 0, self.v.shape[2] - self.length))
+        rows = []
+        for nth, start in reversed(list(enumerate(self.starts))):
+            q, k, v, g, dout = self._chunk(start, do)
+            near, far, within, since, until, total = _decays(g)
+            q_near, k_far = q * near, k.flatten(2, 3)[:, :, None] * far
+            dscores = dout @ v.flatten(2, 3).mT[:, :, None]                               # (B, H, J, SUB, C)
+            dq = near * (dscores @ k_far) + since * (dout @ states[nth][:, :, None].mT)
+            dk = (far * (dscores.mT @ q_near)).sum(2).unflatten(2, (-1, SUB)) + until * (v @ dstate[:, :, None].mT)
+            dv = ((q_near @ k_far.mT).mT @ dout).sum(2).unflatten(2, (-1, SUB)) + (k * until) @ dstate[:, :, None]
+            dv = dv + _scores(q, k, within).mT @ dout
+            pairs = dout @ v.mT                                                           # (B, H, J, SUB, SUB)
+            alone = pairs.diagonal(dim1=-2, dim2=-1)[..., None]  # a token's own pair meets no gate: kept out of dg
+            weight = pairs.tril(-1)[..., None] * within
+            if within.shape[-1] == 1:
+                dq, dk = dq + weight[..., 0] @ k, dk + weight[..., 0].mT @ q
+            else:
+                dq, dk = dq + (weight * k[..., None, :, :]).sum(-2), dk + (weight * q[..., None, :]).sum(-3)
+            flow = (q * dq - k * dk).flatten(2, 3).flip(2).cumsum(2).flip(2) + (states[nth + 1] * dstate).sum(-1)[:, :, None]
+            flow = flow if self.channels == flow.shape[-1] else flow.sum(-1, keepdim=True)[..., : self.channels]
+            rows.append([(dq + alone * k).flatten(2, 3), (dk + alone * q).flatten(2, 3), dv.flatten(2, 3), flow])
+            dstate = total * dstate + (q * since).flatten(2, 3).mT @ dout.flatten(2, 3)
+        empty = [self.q[:, :, :0], self.k[:, :, :0], self.v[:, :, :0], do.new_zeros((*do.shape[:2], 0, self.channels))]
+        columns = zip(empty, *reversed(rows))
+        return *(torch.cat(x, 2)[:, :, : self.length] for x in columns), dstate
+
+
+def _scores(q, k, within):
+    if within.shape[-1] == 1:
+        return (q @ k.mT) * within[..., 0]
+    return (q[..., None, :] * k[..., None, :, :] * within).sum(-1)
+
+
+def _decays(g):
+    """Decays of one chunk `(B, H, J, SUB, G)`, all exponents sums of log-decays between two tokens, so at most 0.
+
+    near: from the sub-chunk's start through the token; far: from the token to the start of a later sub-chunk, `(B, H, J, C, G)`; within: from j
+    through i, `(B, H, J, SUB, SUB, G)`; since, until: from the chunk's start, to the chunk's end; total: `(B, H, G, 1)`.
+    """
+    count, sub = g.shape[2:4]
+    blocks, tokens = torch.arange(count, device=g.device), torch.arange(sub, device=g.device)
+    near = g.cumsum(3)
+    rest = _after(g, 3)                                                                   # from the token to the sub-chunk's end
+    totals = near[:, :, :, -1]                                                            # (B, H, J, G)
+    later = (blocks[:, None] > blocks)[..., None]                                         # whether m > j
+    between = torch.where(later, totals[:, :, :, None], 0.0).cumsum(2)                    # from sub-chunk j's end through m
+    between = F.pad(between, (0, 0, 0, 0, 1, -1))                                         # … to m's start
+    far = torch.where(later[..., None], rest[:, :, None] + between[..., None, :], -torch.inf).exp().flatten(3, 4)
+    inside = torch.where((tokens[:, None] > tokens)[..., None], g[..., None, :], 0.0).cumsum(3)
+    within = torch.where((tokens[:, None] >= tokens)[..., None], inside, -torch.inf).exp()
+    before = F.pad(totals.cumsum(2), (0, 0, 1, -1))[:, :, :, None]
+    return near.exp(), far, within, (before + near).exp(), (rest + _after(totals, 2).unsqueeze(3)).exp(), totals.sum(2).exp()[..., None]
+
+
+def _after(x, axis):
+    """Sums of what follows along an axis, without the element itself."""
+    shifted = torch.cat([x.narrow(axis, 1, x.shape[axis] - 1), torch.zeros_like(x.narrow(axis, 0, 1))], axis)
+    return shifted.flip(axis).cumsum(axis).flip(axis)

@@ -1,0 +1,115 @@
+"""The operator of linear recurrences with a diagonal decay: checks, dispatch, gradients. The kernels are those of `chunk_recurrence`."""
+
+import torch
+
+from twofold.fast import backend, checks
+from twofold.fast.kernels import chunk_recurrence, chunk_recurrence_torch
+
+__all__ = ["run"]
+
+FLOATS = torch.float32, torch.bfloat16, torch.float16, torch.float64  # float64 in PyTorch only, to check gradients
+
+
+def run(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor | None, S0: torch.Tensor | None, chunk: int,
+    cu_seqlens: torch.Tensor | None = None, check: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Outputs `(B, T, H, V)` in the dtype of v and final states `(N, H, K, V)` in float32.
+
+    q, k `(B, T, Hq, K)`, v `(B, T, H, V)`; g `(B, T, H, K)`, `(B, T, H, 1)` or None; S0 `(N, H, K, V)`, where N = B or the number of packed sequences.
+    """
+    checks.dtypes(*FLOATS, q=q)
+    checks.same(q=q, k=k, v=v)
+    sizes = checks.shape(q=(q, "B T Hq K"), k=(k, "B T Hq K"), v=(v, "B T H V"))
+    if sizes["Hq"] == 0 or sizes["H"] % sizes["Hq"]:
+        raise ValueError(f"v must have a multiple of the heads of q, {sizes['Hq']}, not {sizes['H']}")
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    if g is not None:
+        channels = "1" if g.ndim == 4 and g.shape[3] == 1 else "K"
+        checks.shape(q=(q, "B T Hq K"), v=(v, "B T H V"), g=(g, f"B T H {channels}"))
+        checks.dtypes(wide, q.dtype, g=g)
+    sequences = sizes["B"]
+    if cu_seqlens is not None:
+        sequences = checks.shape(cu_seqlens=(cu_seqlens, "N"))["N"] - 1
+        checks.dtypes(torch.int32, torch.int64, cu_seqlens=cu_seqlens)
+        if sizes["B"] != 1 or sequences < 0:
+            raise ValueError(f"cu_seqlens packs sequences along T: B must be 1, not {sizes['B']}, and its length at least 1, not {sequences + 1}")
+    if S0 is None:
+        S0 = torch.zeros((sequences, sizes["H"], sizes["K"], sizes["V"]), dtype=wide, device=q.device)
+    checks.shape(S0=(S0, f"{sequences} {sizes['H']} {sizes['K']} {sizes['V']}"))
+    checks.dtypes(wide, S0=S0)
+    for name, tensor in (("g", g), ("S0", S0), ("cu_seqlens", cu_seqlens)):
+        if tensor is not None and tensor.device != q.device:
+            raise ValueError(f"{name} must be on the device of q, {q.device}, not on {tensor.device}")
+    if chunk not in chunk_recurrence.CHUNKS:
+        raise ValueError(f"chunk must be one of {chunk_recurrence.CHUNKS}, not {chunk}")
+    return torch.ops.twofold.chunk_recurrence_forward(q, k, v, g, S0, cu_seqlens, chunk, check)
+
+
+def _check_values(g, cu_seqlens, length: int) -> None:
+    if g is not None and bool((g > 0).any()):
+        raise ValueError(f"g must hold log-decays of at most 0, but its largest is {g.max().item()}")
+    if cu_seqlens is not None:
+        edges = cu_seqlens.tolist()
+        if edges[0] != 0 or edges[-1] != length or edges != sorted(edges):
+            raise ValueError(f"cu_seqlens must rise from 0 to T = {length}, not {edges}")
+
+
+def _side(q: torch.Tensor):
+    if not backend.triton(q):
+        return chunk_recurrence_torch
+    checks.dtypes(*FLOATS[:3], q=q)
+    return chunk_recurrence
+
+
+def _rows(*tensors):
+    """Kernels take any strides, but for the innermost axis."""
+    return (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors)
+
+
+@torch.library.custom_op("twofold::chunk_recurrence_forward", mutates_args=())
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor | None, S0: torch.Tensor, cu_seqlens: torch.Tensor | None,
+    chunk: int, check: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    if check or not q.is_cuda:
+        _check_values(g, cu_seqlens, q.shape[1])
+    q, k, v, g = _rows(q, k, v, g)
+    return _side(q).forward(q, k, v, g, S0.contiguous(), cu_seqlens, chunk)
+
+
+@_forward.register_fake
+def _(q, k, v, g, S0, cu_seqlens, chunk, check):
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.empty(S0.shape, dtype=S0.dtype, device=S0.device)
+
+
+@torch.library.custom_op("twofold::chunk_recurrence_backward", mutates_args=())
+def _backward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor | None, S0: torch.Tensor, cu_seqlens: torch.Tensor | None,
+    do: torch.Tensor, dS: torch.Tensor, chunk: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    q, k, v, g, do = _rows(q, k, v, g, do)
+    return _side(q).backward(q, k, v, g, S0.contiguous(), cu_seqlens, do, dS.contiguous(), chunk)
+
+
+@_backward.register_fake
+def _(q, k, v, g, S0, cu_seqlens, do, dS, chunk):
+    like = lambda x: torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dg = torch.empty((*v.shape[:3], 0 if g is None else g.shape[3]), dtype=wide, device=q.device)
+    return like(q), like(k), like(v), dg, like(S0)
+
+
+def _keep(ctx, inputs, output):
+    *tensors, chunk, _ = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.chunk = chunk
+
+
+def _differentiate(ctx, do, dS):
+    q, k, v, g, S0, cu_seqlens = ctx.saved_tensors
+    dq, dk, dv, dg, dS0 = torch.ops.twofold.chunk_recurrence_backward(q, k, v, g, S0, cu_seqlens, do, dS, ctx.chunk)
+    return dq, dk, dv, None if g is None else dg.to(g.dtype), dS0, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
