@@ -195,9 +195,9 @@ def floor_of(case: Case, limits: dict[str, float]) -> tuple[str, float]:
 
 
 def _copies(case: Case, generator: torch.Generator, device: torch.device) -> list[tuple]:
-    """Sets of inputs that together exceed three caches, as far as 64 sets and 8 GiB (2 GiB on a CPU) allow."""
+    """Sets of inputs that together exceed three caches, as far as 64 sets and 8 GiB (512 MiB on a CPU) allow."""
     first = case.inputs(generator)
-    allowed = (8 if device.type == "cuda" else 2) << 30
+    allowed = (8192 if device.type == "cuda" else 512) << 20
     wanted = math.ceil(3 * cache_bytes(device) / max(case.bytes, 1)) + 1
     count = max(1, min(wanted, 64, allowed // max(nbytes(*first), 1)))
     return [first, *(case.inputs(generator) for _ in range(count - 1))]

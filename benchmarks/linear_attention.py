@@ -1,8 +1,8 @@
 """Gated linear attention: the chunked form, forward and with gradients, over growing length.
 
 Peers that compute the same: the recurrence token by token, the parallel form, the PyTorch twin on the GPU. Softmax attention at the
-same size is the yardstick that the family exists for. The floor counts the inputs and outputs once, and four operations per entry of the state
-and token: writing a pair, reading it.
+same size is the yardstick that the family exists for. The floor counts the inputs and outputs once, and four operations per token and entry
+of the state: writing a pair, reading it.
 """
 
 from collections.abc import Callable, Iterator

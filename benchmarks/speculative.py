@@ -1,11 +1,11 @@
 """Verification of drafted chains: probabilities in, tokens kept and the next token out.
 
-It is all about memory: once the drafted tokens' own probabilities say where a request stops, only that row of p and of q is needed. So the floor
-counts those two rows per request, once (a request that keeps everything needs p alone: a few percent here). Peers are the same
-rule in PyTorch: over all rows, as fallbacks of serving engines do it, and over the one row that counts.
+It is all about memory: once the drafted tokens' own probabilities say where a request stops, only that row of p and of q is needed. So the
+floor counts those two rows per request, once (a request that keeps everything needs p alone: a few percent here). Peers are the same rule
+in PyTorch: over all rows, as fallbacks of serving engines do it, and over the one row that counts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -38,7 +38,7 @@ def verification(device: torch.device, axis: str, batch: int, gamma: int, vocabu
         accept, token = (torch.rand(*shape, generator=generator, device=generator.device) for shape in ((batch, gamma), (batch,)))
         return p, q, draft, accept, token
 
-    contenders = {
+    contenders: dict[str, Callable] = {
         "PyTorch, all rows": partial(eager, every=True),
         "PyTorch, one row": partial(eager, every=False),
         "twofold": lambda p, q, draft, accept, token: chain.verify(p, q, draft, accept=accept, token=token),
