@@ -302,9 +302,7 @@ def tables(batch: int, length: int, cu_seqlens: torch.Tensor | None, chunk: int,
 def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
     """Tile of K, tile of V and warps of a kernel: a pure function of the shape."""
     side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
-    if kernel is gates_kernel:
-        return side(K, 32), side(V, 64), 4
-    return side(K, 64 if itemsize == 2 else 32), side(V, 64), 4
+    return side(K, 64 if kernel is boundaries_kernel and itemsize == 2 else 32), side(V, 64), 4
 
 
 def _launch(kernel, programs: int, *args, decay: str, chunk: int, K: int, V: int, itemsize: int, **constants) -> None:

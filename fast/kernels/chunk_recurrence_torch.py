@@ -62,7 +62,10 @@ class _Sequence:
         self.length, self.chunk, self.channels = q.shape[2], -(-chunk // SUB) * SUB, 0 if g is None else g.shape[3]
         padding = -self.length % SUB
         self.q, self.k, self.v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
-        self.g = F.pad(g, (0, 0, 0, padding)) if g is not None else self.q.new_zeros((*self.q.shape[:3], 1))
+        g = F.pad(g, (0, 0, 0, padding)) if g is not None else self.q.new_zeros((*self.q.shape[:3], 1))
+        self.g = g.clamp(min=-1e30)  # as good as -inf, but may meet a zero in a product
+        i, j, s = torch.meshgrid(*[torch.arange(SUB, device=q.device)] * 3, indexing="ij")
+        self.steps = ((j < s) & (s <= i)).flatten(0, 1).to(self.g.dtype)  # the tokens s that decay key j on its way to query i
         self.starts = range(0, self.q.shape[2], self.chunk)
 
     def _chunk(self, start, *others):
@@ -74,7 +77,7 @@ class _Sequence:
         outputs = [self.v[:, :, :0]]
         for start in self.starts:
             q, k, v, g = self._chunk(start)
-            near, far, within, since, until, total = _decays(g)
+            near, far, within, since, until, total = self._decays(g)
             distant = (q * near) @ (k.flatten(2, 3)[:, :, None] * far).mT                 # (B, H, J, SUB, C)
             output = distant @ v.flatten(2, 3)[:, :, None] + _scores(q, k, within) @ v + (q * since) @ state[:, :, None]
             outputs.append(output.flatten(2, 3))
@@ -85,13 +88,13 @@ class _Sequence:
         states = [state]
         for start in self.starts:
             _, k, v, g = self._chunk(start)
-            *_, until, total = _decays(g)
+            *_, until, total = self._decays(g)
             states.append(total * states[-1] + (k * until).flatten(2, 3).mT @ v.flatten(2, 3))
         do = F.pad(do, (0, 0, 0, self.v.shape[2] - self.length))
         rows = []
         for nth, start in reversed(list(enumerate(self.starts))):
             q, k, v, g, dout = self._chunk(start, do)
-            near, far, within, since, until, total = _decays(g)
+            near, far, within, since, until, total = self._decays(g)
             q_near, k_far = q * near, k.flatten(2, 3)[:, :, None] * far
             dscores = dout @ v.flatten(2, 3).mT[:, :, None]                               # (B, H, J, SUB, C)
             dq = near * (dscores @ k_far) + since * (dout @ states[nth][:, :, None].mT)
@@ -113,32 +116,29 @@ class _Sequence:
         columns = zip(empty, *reversed(rows))
         return *(torch.cat(x, 2)[:, :, : self.length] for x in columns), dstate
 
+    def _decays(self, g):
+        """Decays of one chunk `(B, H, J, SUB, G)`; all exponents are sums of log-decays over the tokens between two, so at most 0.
+
+        near: from the sub-chunk's start through the token; far: from the token to the start of a later sub-chunk, `(B, H, J, C, G)`; within: from
+        j through i, `(B, H, J, SUB, SUB, G)`, 1 where i < j; since, until: from the chunk's start, to the chunk's end; total: `(B, H, G, 1)`.
+        """
+        near, rest = g.cumsum(3), _after(g, 3)
+        totals = near[:, :, :, -1]                                                        # (B, H, J, G)
+        blocks = torch.arange(g.shape[2], device=g.device)
+        later = (blocks[:, None] > blocks)[..., None]                                     # whether sub-chunk m comes after j
+        between = torch.where(later, totals[:, :, :, None], 0.0).cumsum(2)                # from j's end through m
+        between = F.pad(between, (0, 0, 0, 0, 1, -1))                                     # from j's end to m's start
+        far = torch.where(later[..., None], rest[:, :, None] + between[..., None, :], -torch.inf).exp().flatten(3, 4)
+        within = (self.steps @ g).exp_().unflatten(3, (SUB, SUB))
+        before = F.pad(totals.cumsum(2), (0, 0, 1, -1))[:, :, :, None]
+        return near.exp(), far, within, (before + near).exp(), (rest + _after(totals, 2).unsqueeze(3)).exp(), totals.sum(2).exp()[..., None]
+
 
 def _scores(q, k, within):
+    """Scores of a sub-chunk's queries with its own keys: `(B, H, J, SUB, SUB)`."""
     if within.shape[-1] == 1:
-        return (q @ k.mT) * within[..., 0]
-    return (q[..., None, :] * k[..., None, :, :] * within).sum(-1)
-
-
-def _decays(g):
-    """Decays of one chunk `(B, H, J, SUB, G)`, all exponents sums of log-decays between two tokens, so at most 0.
-
-    near: from the sub-chunk's start through the token; far: from the token to the start of a later sub-chunk, `(B, H, J, C, G)`; within: from j
-    through i, `(B, H, J, SUB, SUB, G)`; since, until: from the chunk's start, to the chunk's end; total: `(B, H, G, 1)`.
-    """
-    count, sub = g.shape[2:4]
-    blocks, tokens = torch.arange(count, device=g.device), torch.arange(sub, device=g.device)
-    near = g.cumsum(3)
-    rest = _after(g, 3)                                                                   # from the token to the sub-chunk's end
-    totals = near[:, :, :, -1]                                                            # (B, H, J, G)
-    later = (blocks[:, None] > blocks)[..., None]                                         # whether m > j
-    between = torch.where(later, totals[:, :, :, None], 0.0).cumsum(2)                    # from sub-chunk j's end through m
-    between = F.pad(between, (0, 0, 0, 0, 1, -1))                                         # … to m's start
-    far = torch.where(later[..., None], rest[:, :, None] + between[..., None, :], -torch.inf).exp().flatten(3, 4)
-    inside = torch.where((tokens[:, None] > tokens)[..., None], g[..., None, :], 0.0).cumsum(3)
-    within = torch.where((tokens[:, None] >= tokens)[..., None], inside, -torch.inf).exp()
-    before = F.pad(totals.cumsum(2), (0, 0, 1, -1))[:, :, :, None]
-    return near.exp(), far, within, (before + near).exp(), (rest + _after(totals, 2).unsqueeze(3)).exp(), totals.sum(2).exp()[..., None]
+        return ((q @ k.mT) * within[..., 0]).tril()
+    return (q[..., None, :] * within * k[..., None, :, :]).sum(-1).tril()
 
 
 def _after(x, axis):
