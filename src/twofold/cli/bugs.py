@@ -15,7 +15,7 @@ __all__ = ["Unavailable", "run", "show"]
 def run(patterns: Iterable[str] = (), matrix: bool = False, progress: bool = True) -> list[dict[str, Any]]:
     """Judge every known bug that matches; `killed` tells whether the suite noticed it, `killed_by` which tests did."""
     if not all(importlib.util.find_spec(name) for name in ("pytest", "hypothesis", "torch")):
-        raise Unavailable("the bug museum needs the suite: pip install 'twofold[conformance]'")
+        raise Unavailable("the bug museum needs the suite: install twofold with its extra 'conformance'")
     from twofold.conformance import museum
 
     for pattern in patterns:

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _environment(target: str | None, device: str | None, profile: str) -> dict[s
     """What tells the suite where to run: Triton must know before its import whether its interpreter is wanted."""
     missing = [name for name in ("pytest", "hypothesis", "scipy", "ml_dtypes", "torch") if not importlib.util.find_spec(name)]
     if missing:
-        raise Unavailable(f"the suite needs {', '.join(missing)}: pip install 'twofold[conformance]'")
+        raise Unavailable(f"the suite needs {', '.join(missing)}: install twofold with its extra 'conformance'")
     environment = {**os.environ, "TWOFOLD_PROFILE": profile}
     if device == "cuda" and not gpu():
         raise Unavailable("--device cuda: PyTorch sees no GPU here")
@@ -121,6 +122,8 @@ def _environment(target: str | None, device: str | None, profile: str) -> dict[s
     if device == "cpu" or not gpu():
         environment["TRITON_INTERPRET"] = "1"
     if target:
+        if not PathFinder.find_spec(target.partition(".")[0], [os.getcwd(), *sys.path]):
+            raise Unavailable(f"--target {target}: no such module, neither in this folder nor installed")
         environment["TWOFOLD_TARGET"] = target
     return environment
 

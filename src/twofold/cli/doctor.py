@@ -29,7 +29,7 @@ def examine() -> dict[str, Any]:
     findings: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "gpus": [], "problems": []}
     problems = findings["problems"]
     if versions["torch"] is None:
-        problems.append("torch is missing, so only twofold.spec runs: pip install 'twofold[fast]'")
+        problems.append("torch is missing, so only twofold.spec runs: install twofold with its extra 'fast'")
     else:
         output, error = _python(GPU)
         findings["gpus"] = json.loads(output) if output else []
