@@ -1,4 +1,4 @@
-"""Everything is declared in pyproject.toml. Here stands one guard: without symbolic links the wheel would come out empty, and nobody would notice."""
+"""Everything is declared in pyproject.toml. Here stands one guard: without symbolic links the wheel would come out empty, unnoticed."""
 
 from pathlib import Path
 

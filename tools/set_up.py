@@ -1,6 +1,6 @@
 """Make the environment that the Makefile works in: `python3 tools/set_up.py .venv`. Needs nothing but Python 3.11.
 
-An environment with a PyTorch that is new enough is built upon, and its PyTorch is kept: on a machine with a GPU somebody chose it with care.
+An environment with a PyTorch that is new enough is built upon and keeps it: on a machine with a GPU somebody chose it with care.
 """
 
 import os
