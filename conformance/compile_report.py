@@ -2,8 +2,8 @@
 
     python -m twofold.conformance.compile_report [--check | --write] [--json] [PATTERN…]
 
-A configuration is what a module of `twofold.fast.kernels` yields from `variants()`; PATTERN is `kernel` or `kernel/variant`, wildcards welcome.
-Reported are registers, spills, shared memory, occupancy, tensor-core instructions and the widest global loads and stores.
+A configuration is what a module of `twofold.fast.kernels` yields from `variants()`; PATTERN is `kernel` or `kernel/variant`, wildcards
+welcome. Reported are registers, spills, shared memory, occupancy, tensor-core instructions and the widest global loads and stores.
 
 Hard limits hold for every version of Triton: nothing spills, shared memory fits the architecture, no pointer offset is a 32-bit product
 (`offsets.py`). `budgets.json` holds what `--write` measured, by one version of Triton: another version of the compiler allocates registers
@@ -157,7 +157,7 @@ def check(rows: list[dict[str, Any]], budgets: dict[str, Any], complete: bool) -
     if complete:
         alive = {(row["kernel"], row["variant"], row["arch"]) for row in rows}
         kept = {(kernel, variant, arch) for kernel, some in entries.items() for variant, by in some.items() for arch in by}
-        faults += [f"{kernel}/{name} on {arch}: a budget without a variant, --write drops it" for kernel, name, arch in sorted(kept - alive)]
+        faults += [f"{'/'.join(entry[:2])} on {entry[2]}: a budget without a variant, --write drops it" for entry in sorted(kept - alive)]
     return faults
 
 
@@ -172,7 +172,7 @@ def written(rows: list[dict[str, Any]], budgets: dict[str, Any]) -> str:
             kernels.setdefault(row["kernel"], {}).setdefault(row["variant"], {})[row["arch"]] = entry
     head = {"triton": triton.__version__, "fp_fusion": os.environ["TRITON_DEFAULT_FP_FUSION"], "slack": SLACK, "kernels": kernels}
     text = json.dumps(head, indent=1, sort_keys=True)
-    return re.sub(r"\{\s+(\"load_bits\"[^{}]*?)\s+\}", lambda match: "{" + re.sub(r"\s+", " ", match[1]) + "}", text) + "\n"  # one line each
+    return re.sub(r"\{\s+(\"load_bits\"[^{}]*?)\s+\}", lambda match: f"{{{' '.join(match[1].split())}}}", text) + "\n"  # one line each
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -189,7 +189,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="compile_report", description="Compile every kernel configuration ahead of time; hold it to its budget.")
+    parser = argparse.ArgumentParser(prog="compile_report", description="Compile every kernel ahead of time and hold it to its budget.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="fail where a hard limit or a budget is broken")
     mode.add_argument("--write", action="store_true", help="write budgets.json from what was measured")
@@ -198,6 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="kernel or kernel/variant")
     given = parser.parse_args(arguments)
     demand_a_compiler()
+    if given.write and any("/" in pattern for pattern in given.patterns):
+        parser.error("--write takes whole kernels: the budgets of a kernel are replaced together")
     budgets = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
     rows = report(given.patterns, given.workers, progress=not given.json)
     if not rows:

@@ -1,7 +1,7 @@
 """Pointer offsets that wrap: finds offsets computed as 32-bit products in a kernel's intermediate code, without running it.
 
-A tensor of more than 2**31 elements needs 64-bit offsets. `tl.program_id(0) * stride` is a 32-bit product, and widening it afterwards is too
-late. This reads the code that Triton makes of a kernel (TTIR) and walks from every pointer addition back through additions and shape
+A tensor of more than 2**31 elements needs 64-bit offsets. `tl.program_id(0) * stride` is a 32-bit product, and widening it afterwards
+is too late. This reads the code that Triton makes of a kernel (TTIR) and walks from every pointer addition back through additions and shape
 changes to the products that enter it. A 32-bit product is an error where
 
 - both factors are unbounded: program ids, loaded numbers, arguments, loop counters, and what is computed from them;
