@@ -1,8 +1,8 @@
-"""Counter-based uniforms: Philox 4x32-10 (Salmon et al., 2011), one number per (seed, role, request, position), whatever else is in the batch.
+"""Counter-based uniforms (Philox 4x32-10, Salmon et al., 2011): one number per seed, role, request and position, in whatever batch.
 
-The contract. Key: the 64-bit seed. Counter, four 32-bit words: the position in the text, the request id's low and high half, the role. The first
-output word gives u = (word >> 8) * 2^-24, one of 2^24 equally spaced numbers in [0, 1). Two draws share a number only if all of
-seed, role, request and position are the same; the batch row has no part in it.
+The contract. Key: the 64-bit seed. Counter, four 32-bit words: the position in the text, the request id's low and high half, the role.
+The first output word gives u = (word >> 8) * 2^-24, one of 2^24 equally spaced numbers in [0, 1). Two draws share a number only if all
+of seed, role, request and position are the same; the batch row has no part in it.
 """
 
 import torch
@@ -78,6 +78,5 @@ def _product(word: torch.Tensor, constant: int) -> tuple[torch.Tensor, torch.Ten
 def variants():
     """Every configuration that the launcher can pick, for the ahead-of-time compile report."""
     signature = {"request": "*i64", "position": "*i64", "out": "*fp32", "total": "i32", "count": "i32", "seed": "i64", "role": "i32"}
-    yield Variant(
-        "philox_uniform", _uniform_kernel, signature | {"BLOCK": "constexpr"}, {"BLOCK": BLOCK}, {"num_warps": 4}, ("request", "position", "out")
-    )
+    pointers = ("request", "position", "out")
+    yield Variant("uniform", _uniform_kernel, signature | {"BLOCK": "constexpr"}, {"BLOCK": BLOCK}, {"num_warps": 4}, pointers)

@@ -1,10 +1,10 @@
-"""Verify drafted chains: keep each request's draft as far as its coins allow, then draw one token by inverse CDF at the one row that needs it.
+"""Verify drafted chains: keep each draft as far as its coins allow, then draw one token by inverse CDF at the one row that needs it.
 
 Three launches, no atomics, the same bits on every run:
 
 1. `_accept`, one program per request: gather p(x) and q(x), compare `u q(x) < p(x)` (no division), find the first refusal.
-2. `_mass`, one program per request and block of the vocabulary: the mass of the residual, and of p, in its block of the row of the refusal.
-3. `_draw`, one program per request: find the block where the cumulative mass passes u times the total, read it again, and find the token in it.
+2. `_mass`, one program per request and block of the vocabulary: the mass of the residual, and of p, in its block of the row drawn from.
+3. `_draw`, one program per request: find the block where the cumulative mass passes u times the total, read it again, find the token.
 
 So of p and q only one row per request is read in full, once, plus one block of it; the other rows only at the drafted token. Sums are in
 float32: each block of 2048 by itself, then over the blocks in order. The PyTorch twin makes the same sums with the same blocks.
@@ -142,7 +142,8 @@ def _verify_triton(p, q, draft, lengths, accept, token, lenience):
     strides = p.stride(0), p.stride(1), *((0, 0) if q is None else (q.stride(0), q.stride(1)))
     flags = {"RAGGED": lengths is not None, "ONEHOT": q is None}
     sizes = lenience, gamma, V
-    _accept[(B,)](p, q, draft, lengths, accept, accepted, *sizes, *strides, **flags, GAMMA=triton.next_power_of_2(max(gamma, 1)), num_warps=1)
+    size = triton.next_power_of_2(max(gamma, 1))
+    _accept[(B,)](p, q, draft, lengths, accept, accepted, *sizes, *strides, **flags, GAMMA=size, num_warps=1)
     flags |= {"BLOCKS": blocks, "BLOCK": BLOCK}
     _mass[(B * blocks,)](p, q, draft, lengths, accepted, mass, *sizes, *strides, **flags, num_warps=4)
     _draw[(B,)](p, q, draft, lengths, accepted, token, mass, out, *sizes, *strides, **flags, num_warps=4)
