@@ -19,25 +19,26 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(folder: str) -> None:
     if sys.version_info < OLDEST_PYTHON:
         raise SystemExit(f"Python {sys.version.split()[0]} is too old; name one that is 3.11 or newer: make PYTHON=/path/to/python3.12")
-    theirs = ambient_torch()
-    has_torch = tuple(int(part) for part in theirs.split(".")[:2]) >= OLDEST_TORCH if theirs else False
-    say(f"making {folder} " + (f"on top of the PyTorch {theirs} that is here" if has_torch else "with a PyTorch of its own"))
-    try:
-        venv.create(folder, with_pip=True, clear=True, system_site_packages=has_torch)
-    except subprocess.CalledProcessError:
-        raise SystemExit("this Python cannot make environments; on Debian and Ubuntu: apt-get install python3-venv") from None
     python = str(Path(folder, "bin", "python"))
-    if not has_torch and not shutil.which("nvidia-smi"):
+    if not Path(python).exists():
+        theirs = new_enough_torch(sys.executable)
+        say(f"making {folder} " + (f"on top of the PyTorch {theirs} that is here" if theirs else "with a PyTorch of its own"))
+        try:
+            venv.create(folder, with_pip=True, system_site_packages=theirs is not None)
+        except subprocess.CalledProcessError:
+            raise SystemExit("this Python cannot make environments; on Debian and Ubuntu: apt-get install python3-venv") from None
+    if not new_enough_torch(python) and not shutil.which("nvidia-smi"):
         say(f"installing {TORCH_WITHOUT_GPU}")
         pip(python, TORCH_WITHOUT_GPU)
     say("installing twofold and what its tests, checks and pages need")
     pip(python, "--editable", f"{ROOT}[dev]")
 
 
-def ambient_torch() -> str | None:
-    """The version of the PyTorch that this Python imports, if any."""
-    done = subprocess.run([sys.executable, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
-    return done.stdout.strip() or None
+def new_enough_torch(python: str) -> str | None:
+    """The version of the PyTorch that this Python imports, if it has one that twofold runs on."""
+    done = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+    version = done.stdout.strip()
+    return version if version and tuple(int(part) for part in version.split(".")[:2]) >= OLDEST_TORCH else None
 
 
 def pip(python: str, *what: str) -> None:
