@@ -36,7 +36,7 @@ def leaf(color: str, corners: str, title: str) -> str:
 
 def tiles() -> str:
     """The causal tiles of a kernel: skipped above the diagonal, masked on it, whole below."""
-    parts, size, left, top = [], 26, 350, 72
+    parts, size, left, top = [], 26, 342, 72
     box = f'width="{size - 3}" height="{size - 3}"'
     whole = lambda x, y: f'<rect x="{x}" y="{y}" {box} fill-opacity="0.75" style="fill: var(--fast)"/>'
     masked = lambda x, y: f'<path d="M{x} {y}V{y + size - 3}H{x + size - 3}z" fill-opacity="0.75" style="fill: var(--fast)"/>'
@@ -46,8 +46,8 @@ def tiles() -> str:
             x, y = left + size * column, top + size * row
             parts.append((whole(x, y) if column < row else masked(x, y) if column == row else "") + frame(x, y))
     for row, (name, tile) in enumerate({"skipped": lambda x, y: "", "masked": masked, "whole": whole}.items()):
-        x, y = left + 7 * size + 14, top + 2 * size + size * row
-        parts.append(tile(x, y) + frame(x, y) + f'<text x="{x + size + 3}" y="{y + 16}">{name}</text>')
+        x, y = left + 7 * size + 9, top + 2 * size + size * row
+        parts.append(tile(x, y) + frame(x, y) + f'<text x="{x + size}" y="{y + 16}">{name}</text>')
     return "".join(parts)
 
 
@@ -73,7 +73,7 @@ def strip() -> str:
 
 
 def draw() -> str:
-    text = lambda i: f'<text class="mono" x="36" y="{80 + 21 * i}" font-size="12" xml:space="preserve">{CODE[i]}</text>'
+    text = lambda i: f'<text class="mono" x="36" y="{80 + 21 * i}" font-size="11.5" xml:space="preserve">{CODE[i]}</text>'
     code = "".join(map(text, range(len(CODE))))
     parts = [
         leaf("--spec", "M20 22 312 36V282L20 268z", "spec: to read"),

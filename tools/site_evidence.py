@@ -1,7 +1,6 @@
 """What the site says about itself, from the tree and from committed runs: coverage, measured error, bug museum, kill matrix."""
 
 import difflib
-import html
 import json
 import re
 import tomllib
@@ -93,7 +92,7 @@ def museum(report) -> str:
     own = [bug for bug in bugs() if not ISSUE.fullmatch(bug["source"])]
     if not public and not own:
         return '!!! note "Nothing here yet"\n    No bug is in the collection so far.\n'
-    parts = [f"{len(public)} bugs that users met, and {len(own)} lines of our own deleted or bent on purpose.\n"]
+    parts = [f"Bugs that users met: {len(public)}. Lines of our own, deleted or bent on purpose: {len(own)}.\n"]
     parts += ["## Bugs in the wild\n"] * bool(public)
     parts += [_exhibit(bug, report) for bug in public]
     parts += ["## Deleted lines\n"] * bool(own)
@@ -132,6 +131,15 @@ def _difference(bug: dict, report) -> str:
     return "\n".join("  ⋮" if line.startswith("@@") else line[:1] + " " + line[1 + indent :] for line in lines[1:])
 
 
+def killers(tests: list[str]) -> str:
+    """Tests that failed, each once, with the sides on which it did."""
+    sides: dict[str, list[str]] = {}
+    for test in tests:
+        name, _, side = test.rpartition("::")[2].partition("[")
+        sides.setdefault(name, []).append(side.rstrip("]"))
+    return "<br>".join(f"`{name}` {', '.join(filter(None, each))}" for name, each in sides.items()) or "–"
+
+
 def kills() -> str | None:
     """Mutants against the tests that catch them, from the committed run; None where none is committed."""
     results = run("bugs")
@@ -143,8 +151,6 @@ def kills() -> str | None:
     for name in sorted({bug["chapter"] for bug in results}, key=lambda name: order.get(name, len(order))):
         rows = []
         for bug in (bug for bug in results if bug["chapter"] == name):
-            killers = bug["killed_by"] if isinstance(bug["killed_by"], list) else [bug["killed_by"]]
-            laws = "<br>".join(f"`{html.escape(str(killer))}`" for killer in killers if killer)
-            rows.append([f"[{bug['id']}](museum.md#{bug['id']})", "●" if bug["killed"] else "**survives**", laws or "–"])
+            rows.append([f"[{bug['id']}](museum.md#{bug['id']})", "●" if bug["killed"] else "**survives**", killers(bug["killed_by"])])
         parts.append(f"## `{name}`\n\n" + table(["Mutant", "caught", "by"], rows, "kills"))
     return "\n".join(parts)

@@ -15,6 +15,7 @@ __all__ = ["Formulas", "left_over", "mathml"]
 NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "msubsup": 3, "mover": 2, "munder": 2, "munderover": 3, "mroot": 2}
 LIMITS = {"max", "min", "sup", "inf", "lim", "argmax", "argmin"}  # in display, what stands under them goes below
+OPERANDS = {"mi", "mn", "msub", "msup", "msubsup", "munder", "mfrac"}
 REWRITTEN = [  # names latex2mathml lacks, in terms of those it has
     (re.compile(r"\\(begin|end)\{aligned\}"), r"\\\1{split}"),
     (re.compile(r"\\arg(?![a-z])"), r"\\operatorname{arg}"),
@@ -91,7 +92,7 @@ def mathml(latex: str, display: bool = False) -> str:
             raise ValueError(f"unknown command {element.text.strip()} in ${latex}$")
         if len(element) != CHILDREN.get(element.tag, len(element)):
             raise ValueError(f"<{element.tag}> has {len(element)} parts, not {CHILDREN[element.tag]}, in ${latex}$")
-    for element in root.iter():
+    for element in list(root.iter()):
         _tidy(element, display)
     if not display:
         del root.attrib["display"]
@@ -100,20 +101,47 @@ def mathml(latex: str, display: bool = False) -> str:
 
 def _tidy(element: ElementTree.Element, display: bool) -> None:
     """What browsers show better: words of one piece, limits below, and alignment by a class (they ignore `columnalign`)."""
-    letters = list(element)
-    upright = [child.tag == "mi" and child.get("mathvariant") == "normal" for child in letters]
-    if element.tag == "mrow" and len(letters) > 1 and all(upright):
-        word = ElementTree.Element("mi")
-        word.text = "".join(child.text or "" for child in letters)
-        element[:] = [word]
+    if element.tag in ("msup", "msubsup") and set(element[-1].text or " ") <= set("′″‴"):
+        _prime(element)
+    parts = list(element)
+    upright = [part.tag == "mi" and part.get("mathvariant") == "normal" for part in parts]
+    if element.tag == "mrow" and len(parts) > 1 and all(upright):
+        element[:] = [_word("".join(part.text or "" for part in parts))]
     if display and element.tag == "msub" and element[0].text in LIMITS:
         element.tag = "munder"
-    if element.tag == "mo" and element.text in {"|", "/", *LIMITS}:  # bars around a number, a slash in it, a function's name
+    if element.tag == "mo" and (element.text or "").isalpha() and len(element.text or "") > 1:
+        element.tag, element.attrib = "mi", {}
+    if element.tag == "mo" and element.text in {"|", "/"}:  # bars around a number, a slash in it: no operators
         element.attrib |= {"lspace": "0", "rspace": "0"}
-    if "columnalign" in element.attrib:
-        element.set("class", element.attrib.pop("columnalign"))
     if element.tag == "mi" and element.text == "~":
         element.tag = "mo"
+    if "columnalign" in element.attrib:
+        element.set("class", element.attrib.pop("columnalign"))
+    for at in range(len(parts) - 1, 0, -1) if element.tag == "mrow" else ():
+        if all(part.tag in OPERANDS for part in parts[at - 1 : at + 1]) and any(map(_function, parts[at - 1 : at + 1])):
+            element.insert(at, ElementTree.Element("mspace", width="0.167em"))
+
+
+def _prime(element: ElementTree.Element) -> None:
+    """A prime beside its letter: fonts have it raised and small already, and browsers would raise and shrink it once more."""
+    *base, prime = list(element)
+    inner = ElementTree.Element("msub")
+    inner[:] = base
+    element.tag, element[:] = "mrow", [*(base if len(base) == 1 else [inner]), prime]
+    prime.tag = "mo"
+    prime.attrib |= {"lspace": "0", "rspace": "0"}
+
+
+def _word(text: str) -> ElementTree.Element:
+    word = ElementTree.Element("mi")  # of several letters: browsers set it upright
+    word.text = text
+    return word
+
+
+def _function(element: ElementTree.Element) -> bool:
+    """Whether this is a function's name, with what stands under it: a thin space sets it off from its neighbors."""
+    name = element[0] if element.tag in ("msub", "munder", "msup") and len(element) else element
+    return name.tag in ("mi", "mo") and len(name.text or "") > 1 and (name.text or "").isalpha()
 
 
 def left_over(html: str) -> str | None:
