@@ -2,20 +2,24 @@
 
 Three kernels, specialized when compiled by the structure of the decay (none, one per token, one per token and channel):
 
-- `boundaries_kernel`: the states at all chunk boundaries, one program per sequence, head and tile of the state; run backward in time over
-  (q, d outputs), it gives the gradients of those states.
+- `boundaries_kernel`: the states at all chunk boundaries, one program per sequence, head and tile of the state; run backward in time
+  over (q, d outputs), it gives the gradients of those states.
 - `outputs_kernel`: the outputs inside a chunk, all chunks at once; backward in time, dv. `gates_kernel`: dq, dk and dg.
 
-A chunk is cut into sub-chunks of 16 tokens. Between two sub-chunks a score is a product of two matrices, both decayed to the boundary between them;
-inside a sub-chunk it is summed channel by channel. Every exponent is a sum of log-decays over the tokens between two others, never a difference
-of two sums, so it is at most 0, loses no digits, and a log-decay of -inf forgets exactly.
+A chunk is cut into sub-chunks of 16 tokens. Between two sub-chunks a score is a product of two matrices, both decayed to the
+boundary between them; inside a sub-chunk it is summed channel by channel. Every exponent is a sum of log-decays over the tokens
+between two others, never a difference of two sums, so it is at most 0, loses no digits, and a log-decay of -inf forgets exactly.
 
-Sequences packed along T share a launch: a table gives each chunk its batch row, first token, end of sequence, and the slot of its state. It is computed by the
-device, sized by its upper bound, so nothing waits for the device and graphs can capture the launch; spare rows of the table begin where they end.
+Sequences packed along T share a launch: a table gives each chunk its batch row, first token, end of sequence, and the slot of its
+state. It is computed by the device, sized by its upper bound, so nothing waits for the device and graphs can capture the launch;
+spare rows of the table begin where they end.
 
-Accumulation and states are float32; products of matrices take operands in the format of q, and float32 ones are multiplied as float32 ("ieee").
-No atomics: gradients of shared query and key heads, and of scalar decays over tiles of K, are written apart and summed in a fixed order.
+Accumulation and states are float32. Products of matrices take operands in the format of q; float32 ones are multiplied as three tf32
+products on NVIDIA ("tf32x3", 22 bits of each operand), as float32 on AMD. No atomics: gradients of shared query and key heads, and of
+scalar decays over tiles of K, are written apart and summed in a fixed order.
 """
+
+from itertools import product
 
 import torch
 import triton
@@ -48,10 +52,12 @@ def _log_decays(g, rows, stride, live, columns, limit, DECAY: tl.constexpr):
 
 
 @triton.jit
-def _exponents(g, stride, start, anchor, end, columns, limit, DECAY: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr):
+def _exponents(
+    g, stride, start, anchor, end, columns, limit, DECAY: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr
+):
     """Log-decays between a sub-chunk and the tokens before it (as queries) or after it (as keys), in three legs that meet nowhere.
 
-    near: between the sub-chunk's tokens and its edge; far: between that edge and the chunk's other tokens; rest: between that edge and the chunk's.
+    near: between the sub-chunk's tokens and its edge; far: between that edge and the chunk's other tokens; rest: on to the chunk's edge.
     """
     own = anchor + tl.arange(0, SUB)
     every = start + tl.arange(0, CHUNK)
@@ -79,7 +85,10 @@ def _within(steps, DECAY: tl.constexpr, SUB: tl.constexpr):
 
 
 @triton.jit
-def _near_scores(q, k, g, q_t, k_t, g_t, anchor, end, K: tl.constexpr, DECAY: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr):
+def _near_scores(
+    q, k, g, q_t, k_t, g_t, anchor, end,
+    K: tl.constexpr, DECAY: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Decayed inner products of a sub-chunk's queries with its own keys: (SUB, SUB), lower triangular."""
     own = anchor + tl.arange(0, SUB)
     scores = tl.zeros([SUB, SUB], tl.float32)
@@ -91,7 +100,7 @@ def _near_scores(q, k, g, q_t, k_t, g_t, anchor, end, K: tl.constexpr, DECAY: tl
             decay = _within(_log_decays(g, own, g_t, own < end, columns, K, DECAY), DECAY, SUB)
             scores += tl.sum(x.to(tl.float32)[:, None, :] * y.to(tl.float32)[None, :, :] * decay, 2)
         else:
-            scores = tl.dot(x, tl.trans(y), scores, input_precision="ieee")
+            scores = tl.dot(x, tl.trans(y), scores, input_precision=PRECISION)
     if DECAY != "vector":
         scores *= _within(_log_decays(g, own, g_t, own < end, own, K, DECAY), DECAY, SUB)
     return scores
@@ -101,6 +110,7 @@ def _near_scores(q, k, g, q_t, k_t, g_t, anchor, end, K: tl.constexpr, DECAY: tl
 def boundaries_kernel(
     x, y, g, first, states, sequences, x_b, x_t, x_h, y_b, y_t, y_h, g_b, g_t, g_h, HEADS, GROUP,
     REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Forward: states from keys and values. Reverse: gradients of states from queries and d outputs; only the side of the decay differs."""
     program = tl.program_id(0).to(tl.int64)
@@ -131,7 +141,7 @@ def boundaries_kernel(
         a = _tile(x, times, x_t, times < end, row, K)
         a = (a.to(tl.float32) * tl.exp(reach)).to(a.dtype)
         b = _tile(y, times, y_t, times < end, column, V)
-        state = tl.dot(tl.trans(a), b, tl.exp(tl.sum(steps, 0))[:, None] * state, input_precision="ieee")
+        state = tl.dot(tl.trans(a), b, tl.exp(tl.sum(steps, 0))[:, None] * state, input_precision=PRECISION)
         boundary = slot + (count - 1 - done if REVERSE else done + 1)
         tl.store(states + (boundary * HEADS + head) * K * V + place, state, mask=inside)
 
@@ -140,11 +150,11 @@ def boundaries_kernel(
 def outputs_kernel(
     x, y, z, g, states, o, chunks, x_b, x_t, x_h, y_b, y_t, y_h, z_b, z_t, z_h, g_b, g_t, g_h, o_b, o_t, o_h, HEADS, GROUP,
     REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What the tokens of one chunk read, sub-chunk by sub-chunk: from the boundary's state, from other sub-chunks, from their own.
 
-    Forward: queries x read keys y with values z, the outputs. Reverse: keys x are read by queries y with d outputs z, the gradients of the values.
+    Forward: queries x read keys y with values z, giving outputs. Reverse: keys x are read by queries y with d outputs z, giving dv.
     """
     program = tl.program_id(0).to(tl.int64)
     tile, program = program % tl.cdiv(V, BV), program // tl.cdiv(V, BV)
@@ -173,18 +183,18 @@ def outputs_kernel(
             near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, REVERSE, CHUNK, SUB)
             a, b = _tile(x, own, x_t, own < end, row, K), _tile(y, every, y_t, others, row, K)
             b = (b.to(tl.float32) * tl.exp(far)).to(b.dtype)
-            scores = tl.dot((a.to(tl.float32) * tl.exp(near)).to(a.dtype), tl.trans(b), scores, input_precision="ieee")
+            scores = tl.dot((a.to(tl.float32) * tl.exp(near)).to(a.dtype), tl.trans(b), scores, input_precision=PRECISION)
             state = _tile(states, row, V, row < K, column, V).to(a.dtype)
             a = (a.to(tl.float32) * tl.exp(near + rest[None, :])).to(a.dtype)
-            output = tl.dot(a, state, output, input_precision="ieee")
+            output = tl.dot(a, state, output, input_precision=PRECISION)
         c = _tile(z, every, z_t, others, column, V)
-        output = tl.dot(scores.to(c.dtype), c, output, input_precision="ieee")
+        output = tl.dot(scores.to(c.dtype), c, output, input_precision=PRECISION)
         if REVERSE:
-            scores = tl.trans(_near_scores(y, x, g, y_t, x_t, g_t, anchor, end, K, DECAY, SUB, BK))
+            scores = tl.trans(_near_scores(y, x, g, y_t, x_t, g_t, anchor, end, K, DECAY, SUB, BK, PRECISION))
         else:
-            scores = _near_scores(x, y, g, x_t, y_t, g_t, anchor, end, K, DECAY, SUB, BK)
+            scores = _near_scores(x, y, g, x_t, y_t, g_t, anchor, end, K, DECAY, SUB, BK, PRECISION)
         c = _tile(z, own, z_t, own < end, column, V)
-        output = tl.dot(scores.to(c.dtype), c, output, input_precision="ieee")
+        output = tl.dot(scores.to(c.dtype), c, output, input_precision=PRECISION)
         mask = (own < end)[:, None] & (column < V)[None, :]
         tl.store(o + own[:, None] * o_t + column[None, :], output.to(o.dtype.element_ty), mask=mask)
 
@@ -194,11 +204,12 @@ def gates_kernel(
     q, k, v, g, do, states, dstates, dq, dk, dg, chunks,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, o_b, o_t, o_h, d_b, d_t, d_h, e_b, e_t, e_h, HEADS, GROUP,
     K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dq, dk and dg of one chunk and tile of K, last sub-chunk first.
 
-    dg needs no state but the chunk's last: a gate's gradient is the flow from keys before it to queries from it on, so going back in time each
-    query adds q * dq to the flow and each key takes k * dk out. A token's own pair, which meets no gate, is kept out of both.
+    dg needs no state but the chunk's last: a gate's gradient is the flow from keys before it to queries from it on, so going back in
+    time each query adds q * dq to the flow and each key takes k * dk out. A token's own pair, which meets no gate, is kept out of both.
     """
     program = tl.program_id(0).to(tl.int64)
     tile, program = program % tl.cdiv(K, BK), program // tl.cdiv(K, BK)
@@ -236,21 +247,21 @@ def gates_kernel(
         for first in range(0, V, BV):
             column = first + tl.arange(0, BV)
             dout, value = _tile(do, own, o_t, own < end, column, V), _tile(v, own, v_t, own < end, column, V)
-            reads = tl.dot(dout, tl.trans(_tile(v, every, v_t, earlier, column, V)), reads, input_precision="ieee")
-            writes = tl.dot(value, tl.trans(_tile(do, every, o_t, later, column, V)), writes, input_precision="ieee")
-            pairs = tl.dot(dout, tl.trans(value), pairs, input_precision="ieee")
+            reads = tl.dot(dout, tl.trans(_tile(v, every, v_t, earlier, column, V)), reads, input_precision=PRECISION)
+            writes = tl.dot(value, tl.trans(_tile(do, every, o_t, later, column, V)), writes, input_precision=PRECISION)
+            pairs = tl.dot(dout, tl.trans(value), pairs, input_precision=PRECISION)
             state = _tile(states, row, V, row < K, column, V).to(dout.dtype)
-            query = tl.dot(dout, tl.trans(state), query, input_precision="ieee")
+            query = tl.dot(dout, tl.trans(state), query, input_precision=PRECISION)
             dstate = _tile(dstates, row, V, row < K, column, V).to(value.dtype)
-            key = tl.dot(value, tl.trans(dstate), key, input_precision="ieee")
+            key = tl.dot(value, tl.trans(dstate), key, input_precision=PRECISION)
         near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, False, CHUNK, SUB)
         y = _tile(k, every, k_t, earlier, row, K)
-        query = tl.dot(reads.to(y.dtype), (y.to(tl.float32) * tl.exp(far)).to(y.dtype), query * tl.exp(rest)[None, :], input_precision="ieee")
-        query *= tl.exp(near)
+        y = (y.to(tl.float32) * tl.exp(far)).to(y.dtype)
+        query = tl.exp(near) * tl.dot(reads.to(y.dtype), y, query * tl.exp(rest)[None, :], input_precision=PRECISION)
         near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, True, CHUNK, SUB)
         x = _tile(q, every, q_t, later, row, K)
-        key = tl.dot(writes.to(x.dtype), (x.to(tl.float32) * tl.exp(far)).to(x.dtype), key * tl.exp(rest)[None, :], input_precision="ieee")
-        key *= tl.exp(near)
+        x = (x.to(tl.float32) * tl.exp(far)).to(x.dtype)
+        key = tl.exp(near) * tl.dot(writes.to(x.dtype), x, key * tl.exp(rest)[None, :], input_precision=PRECISION)
         x, y = _tile(q, own, q_t, own < end, row, K), _tile(k, own, k_t, own < end, row, K)
         i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
         alone = tl.sum(tl.where(i == j, pairs, 0.0), 1)[:, None]
@@ -262,8 +273,8 @@ def gates_kernel(
             key += tl.sum(decay * x.to(tl.float32)[:, None, :], 0)
         else:
             decay = (decay * pairs).to(x.dtype)
-            query = tl.dot(decay, y, query, input_precision="ieee")
-            key = tl.dot(tl.trans(decay), x, key, input_precision="ieee")
+            query = tl.dot(decay, y, query, input_precision=PRECISION)
+            key = tl.dot(tl.trans(decay), x, key, input_precision=PRECISION)
         x, y = x.to(tl.float32), y.to(tl.float32)
         change = x * query - y * key
         gate = flow[None, :] + tl.cumsum(change, 0, reverse=True)
@@ -277,8 +288,8 @@ def gates_kernel(
             tl.store(dg + own * e_t, tl.sum(tl.where(mask, gate, 0.0), 1), mask=own < end)
 
 
-def tables(batch: int, length: int, cu_seqlens: torch.Tensor | None, chunk: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows (batch row, first token, end of sequence, slot of the state) of all sequences and of all chunks, and the slots of final states."""
+def tables(batch: int, length: int, cu_seqlens: torch.Tensor | None, chunk: int, device: torch.device):
+    """Rows (batch row, first token, end of sequence, slot of the state) of all sequences and of all chunks; slots of final states."""
     if cu_seqlens is None:
         count = batch
         row = torch.arange(batch, device=device)
@@ -305,14 +316,20 @@ def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
     return side(K, 64 if kernel is boundaries_kernel and itemsize == 2 else 32), side(V, 64), 4
 
 
-def _launch(kernel, programs: int, *args, decay: str, chunk: int, K: int, V: int, itemsize: int, **constants) -> None:
+def precision(itemsize: int, hip: bool) -> str:
+    """How products of float32 operands are multiplied; 16-bit ones have one way only."""
+    return "tf32x3" if itemsize == 4 and not hip else "ieee"
+
+
+def _launch(kernel, programs: int, *args, K: int, V: int, itemsize: int, **constants) -> None:
     """One grid axis, as only the first may exceed 65,535 programs."""
     BK, BV, warps = blocks(kernel, K, V, itemsize)
     tiles_k, tiles_v = triton.cdiv(K, BK), triton.cdiv(V, BV)
     tiles = tiles_k * tiles_v if kernel is boundaries_kernel else tiles_k if kernel is gates_kernel else tiles_v
-    sub = {} if kernel is boundaries_kernel else {"SUB": SUB}
+    constants |= {"K": K, "V": V, "BK": BK, "BV": BV, "PRECISION": precision(itemsize, torch.version.hip is not None)}
+    constants |= {} if kernel is boundaries_kernel else {"SUB": SUB}
     if programs:
-        kernel[programs * tiles,](*args, K=K, V=V, DECAY=decay, CHUNK=chunk, BK=BK, BV=BV, num_warps=warps, num_stages=2, **sub, **constants)
+        kernel[programs * tiles,](*args, **constants, num_warps=warps, num_stages=2)
 
 
 def _strides(x: torch.Tensor) -> tuple[int, int, int]:
@@ -348,7 +365,7 @@ class _Run:
         self.sequences, self.chunks, self.final = tables(q.shape[0], q.shape[1], cu_seqlens, chunk, q.device)
         self.g, self.decay = (q, "none") if g is None else (g, "scalar" if g.shape[-1] == 1 else "vector")
         self.heads, self.group = v.shape[2], v.shape[2] // q.shape[2]
-        self.common = dict(decay=self.decay, chunk=chunk, K=q.shape[3], V=v.shape[3], itemsize=q.element_size())
+        self.common = dict(DECAY=self.decay, CHUNK=chunk, K=q.shape[3], V=v.shape[3], itemsize=q.element_size())
 
     def boundaries(self, x, y, first, reverse):
         slots = len(self.chunks) + len(self.sequences)
@@ -378,19 +395,24 @@ class _Run:
 
 
 def variants():
-    """Every configuration that the launcher can pick, for the ahead-of-time compile report."""
-    inputs = {boundaries_kernel: "xyg", outputs_kernel: "xyzgo", gates_kernel: "qkvgode"}
-    for element, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
-        for decay in ("none", "scalar", "vector"):
-            for K, V in ((16, 16), (64, 64), (128, 128)):
-                for kernel, reverse in ((boundaries_kernel, False), (boundaries_kernel, True), (outputs_kernel, False), (outputs_kernel, True), (gates_kernel, None)):
-                    BK, BV, warps = blocks(kernel, K, V, itemsize)
-                    tensors = dict.fromkeys(("x", "y", "z", "o", "q", "k", "v", "do", "dq", "dk"), f"*{element}")
-                    tensors |= dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32") | dict.fromkeys(("sequences", "chunks"), "*i64")
-                    strides = {f"{name}_{axis}": "i32" for name in inputs[kernel] for axis in "bth"}
-                    constants = {"K": K, "V": V, "DECAY": decay, "CHUNK": 64, "SUB": SUB, "BK": BK, "BV": BV, "REVERSE": reverse}
-                    names = kernel.arg_names
-                    signature = {n: "constexpr" if n in constants else (tensors | strides).get(n, "i32") for n in names}
-                    divisible = tuple(n for n in names if n in tensors or (n in strides and not (decay != "vector" and n[0] in "ge")))
-                    name = f"{kernel.__name__.removesuffix('_kernel')}{'_reverse' if reverse else ''}-{decay}-{element}-{K}x{V}"
-                    yield Variant(name, kernel, signature, {n: x for n, x in constants.items() if n in names}, {"num_warps": warps, "num_stages": 2}, divisible)
+    """Every kernel and structure at its largest tiles, for the ahead-of-time compile report; smaller K and V shrink the tiles."""
+    K = V = 128
+    forms = (boundaries_kernel, False), (boundaries_kernel, True), (outputs_kernel, False), (outputs_kernel, True), (gates_kernel, None)
+    formats = ("bf16", 2, False), ("fp16", 2, False), ("fp32", 4, False), ("fp32", 4, True)
+    for (kernel, reverse), decay, (element, itemsize, hip) in product(forms, ("none", "scalar", "vector"), formats):
+        BK, BV, warps = blocks(kernel, K, V, itemsize)
+        constants = {"REVERSE": reverse, "K": K, "V": V, "DECAY": decay, "CHUNK": 64, "SUB": SUB, "BK": BK, "BV": BV}
+        constants |= {"PRECISION": precision(itemsize, hip)}
+        tensors = dict.fromkeys(("x", "y", "z", "o", "q", "k", "v", "do", "dq", "dk"), f"*{element}")
+        tensors |= dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32") | dict.fromkeys(("sequences", "chunks"), "*i64")
+        names = kernel.arg_names
+        strides = [n for n in names if n[1:] in ("_b", "_t", "_h")]
+        yield Variant(
+            name=f"{kernel.__name__.removesuffix('_kernel')}{'_reverse' if reverse else ''}-{decay}-{element}{'-hip' if hip else ''}",
+            kernel=kernel,
+            signature={n: "constexpr" if n in constants else tensors.get(n, "i32") for n in names},
+            constexprs={n: value for n, value in constants.items() if n in names},
+            options={"num_warps": warps, "num_stages": 2},
+            divisible=tuple(n for n in names if n in tensors or (n in strides and (decay == "vector" or n[0] not in "ge"))),
+            architectures=() if itemsize == 2 else ("gfx942",) if hip else (80, 90, 100, 120),
+        )
