@@ -25,11 +25,6 @@ from benchmarks.harness import Case
 RESULTS = harness.ROOT / "benchmarks" / "results"
 
 
-def families() -> list[str]:
-    """The families that have a file here: `benchmarks/<family>.py` beside `spec/<family>/`."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if (harness.ROOT / "spec" / path.stem).is_dir())
-
-
 def selected(cases: Iterable[Case], patterns: list[str], quick: bool) -> list[Case]:
     """The cases that the patterns name, all of them where there is none; for a quick look, the two smallest of each sweep."""
     chosen = [case for case in cases if not patterns or any(_names(pattern, case.chapter) for pattern in patterns)]
@@ -128,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     whole = not options.quick and not any("." in pattern for pattern in options.patterns)
     folder = options.output or (RESULTS / harness.slug(device) if whole else None)
     reports, failed, paths = [], False, []
-    for family in families():
+    for family in harness.families():
         if options.patterns and not any(fnmatch(family, pattern.split(".")[0]) for pattern in options.patterns):
             continue
         try:
@@ -152,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
         for path in paths:
             plots.draw(path)
     if not reports and not failed:
-        print(f"nothing is named {' '.join(options.patterns)}; families: {', '.join(families())}", file=sys.stderr)
+        print(f"nothing is named {' '.join(options.patterns)}; families: {', '.join(harness.families())}", file=sys.stderr)
         return 2
     return int(failed)
 

@@ -131,7 +131,7 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, side:
 
 
 def _overlap(device: torch.device, scores: int, d: int, dtype: torch.dtype) -> Callable[[dict[str, float]], dict[str, float]] | None:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
+    if device.type != "cuda" or not torch.cuda.is_available() or torch.cuda.get_device_capability(device) != (9, 0):
         return None
     rate = torch.cuda.get_device_properties(device).multi_processor_count * CLOCK
     other = [scores / (16 * rate), 4.5 * scores / (128 * rate)]

@@ -29,10 +29,15 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Case", "Timing", "ceilings", "machine", "measure", "nbytes", "normal", "run", "side_by_side", "slopes"]
+__all__ = ["Case", "Timing", "ceilings", "families", "machine", "measure", "nbytes", "normal", "run", "side_by_side", "slopes"]
 
 ROOT = Path(__file__).resolve().parent.parent
 Thunk = Callable[..., Any]
+
+
+def families() -> list[str]:
+    """The families that are measured: `benchmarks/<family>.py` beside `spec/<family>/`."""
+    return sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if (ROOT / "spec" / path.stem).is_dir())
 
 
 @dataclass(frozen=True)
@@ -232,14 +237,14 @@ def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
     """The best this machine does now: bytes per second of a large copy, read and written, and matmul operations per second."""
     generator = torch.Generator(device).manual_seed(0)
     large = device.type == "cuda"
-    n, size = ((8192, 1 << 30) if large else (2048, 1 << 28)) if not quick else (512, 1 << 24)
+    n, size, budget = (512, 1 << 24, 0.05) if quick else (8192, 1 << 30, 0.5) if large else (2048, 1 << 28, 0.5)
     source = normal(generator, size // 4)
-    rates = {"copy": 2 * size / measure(lambda x, y: y.copy_(x), [(source, torch.empty_like(source))]).best}
+    rates = {"copy": 2 * size / measure(lambda x, y: y.copy_(x), [(source, torch.empty_like(source))], budget).best}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         pairs = [(normal(generator, n, n, dtype=dtype), normal(generator, n, n, dtype=dtype)) for _ in range(2)]
-        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / measure(torch.matmul, pairs).best
+        rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / measure(torch.matmul, pairs, budget).best
     codes = [torch.randint(-127, 128, (n, n), dtype=torch.int8, device=device, generator=generator) for _ in range(2)]
-    rates["int8"] = 2 * n**3 / measure(torch._int_mm, [(codes[0], codes[1].t())]).best
+    rates["int8"] = 2 * n**3 / measure(torch._int_mm, [(codes[0], codes[1].t())], budget).best
     return rates
 
 

@@ -34,7 +34,7 @@ def cases(device: torch.device) -> Iterator[Case]:
 
 
 def outputs(device: torch.device, batch: int, t: int, heads: int, d: int, dtype: torch.dtype) -> Case:
-    contenders: dict[str, Callable] = {"twofold": _output(gla.chunked)}
+    contenders: dict[str, Callable] = {}
     if device.type == "cuda":
         contenders["twofold, PyTorch twin"] = _on_torch(_output(gla.chunked))
     if t <= 1024 or (device.type == "cpu" and t == 4096):
@@ -44,6 +44,7 @@ def outputs(device: torch.device, batch: int, t: int, heads: int, d: int, dtype:
     if device.type == "cpu":
         contenders |= {"spec, chunked, NumPy": partial(specified, definition.chunked)}
         contenders |= {"spec, NumPy": partial(specified, definition.recurrent)} if t <= 1024 else {}
+    contenders["twofold"] = _output(gla.chunked)
     return Case(
         chapter="linear_attention.gla", name=f"forward, H {heads}, K = V = {d}", axis="T", at=t,
         shape=f"B {batch}, T {t}, H {heads}, K {d}, V {d}", dtype=dtype,
@@ -62,11 +63,12 @@ def training(device: torch.device, batch: int, t: int, heads: int, d: int, dtype
     def gradients(function: Callable, q: Any, k: Any, v: Any, g: Any, do: Any) -> tuple:
         return torch.autograd.grad(function(q, k, v, g), (q, k, v, g), do, allow_unused=True)
 
-    contenders: dict[str, Callable] = {"twofold": partial(gradients, _output(gla.chunked))}
-    if device.type == "cuda":
-        contenders["twofold, PyTorch twin"] = partial(gradients, _on_torch(_output(gla.chunked)))
+    contenders: dict[str, Callable] = {}
     if t <= 1024:
         contenders["token by token, PyTorch"] = partial(gradients, _output(gla.recurrent))
+    if device.type == "cuda":
+        contenders["twofold, PyTorch twin"] = partial(gradients, _on_torch(_output(gla.chunked)))
+    contenders["twofold"] = partial(gradients, _output(gla.chunked))
     elements = batch * t * heads * d
     return Case(
         chapter="linear_attention.gla", name=f"forward and backward, H {heads}, K = V = {d}", axis="T", at=t,
