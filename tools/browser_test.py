@@ -13,6 +13,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
@@ -47,16 +48,25 @@ def formulas(path: str) -> int:
 def visit(context: BrowserContext, base: str, path: str) -> list[str]:
     """Everything wrong with one page on one screen."""
     page = context.new_page()
-    wrong: list[str] = []
-    page.on("request", lambda request: request.url.startswith((base, "data:", "blob:")) or wrong.append(f"asks {request.url}"))
-    page.on("requestfailed", lambda request: wrong.append(f"failed request {request.url}"))
-    page.on("response", lambda response: response.status < 400 or wrong.append(f"{response.status} {response.url}"))
-    page.on("console", lambda message: message.type == "error" and wrong.append(f"console: {message.text}"))
-    page.on("pageerror", lambda error: wrong.append(f"script error: {error}"))
+    requests, failed, responses, messages, errors = (
+        listen(page, event) for event in ("request", "requestfailed", "response", "console", "pageerror")
+    )
     page.goto(base + path, wait_until="load" if path.startswith("source/") else "networkidle")
+    wrong = [f"asks {request.url}" for request in requests if not request.url.startswith((base, "data:", "blob:"))]
+    wrong += [f"failed request {request.url}" for request in failed]
+    wrong += [f"{response.status} {response.url}" for response in responses if response.status >= 400]
+    wrong += [f"console: {message.text}" for message in messages if message.type == "error"]
+    wrong += [f"script error: {error}" for error in errors]
     wrong += inspect(page, path)
     page.close()
     return wrong
+
+
+def listen(page: Page, event: Any) -> list:
+    """A list that fills with what happens on the page."""
+    seen: list = []
+    page.on(event, lambda each: seen.append(each))
+    return seen
 
 
 def inspect(page: Page, path: str) -> list[str]:
@@ -81,7 +91,8 @@ def inspect(page: Page, path: str) -> list[str]:
 
 def dead_links(site: Path) -> list[str]:
     """Links inside the site whose page or anchor does not exist."""
-    dead, names = [], {}
+    dead: list[str] = []
+    names: dict[Path, set[str]] = {}
     for file in site.rglob("*.html"):
         names[file] = set(re.findall(r'\b(?:id|name)="([^"]+)"', file.read_text(encoding="utf-8")))
     for file in names:
@@ -100,9 +111,10 @@ def dead_links(site: Path) -> list[str]:
 def search(browser: Browser, base: str) -> list[str]:
     page = browser.new_page()
     page.goto(base, wait_until="networkidle")
-    page.fill(".md-search__input", "tolerance")
+    page.click(".md-search__input")
+    page.keyboard.type("tolerance", delay=20)
     try:
-        page.wait_for_selector(".md-search-result__item", timeout=10_000)
+        page.wait_for_selector(".md-search-result__item", timeout=60_000)
     except Exception as error:
         return [f"the search finds nothing: {error}"]
     return []

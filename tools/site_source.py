@@ -33,12 +33,13 @@ def excerpt(side: str, name: str, family: str = "") -> Excerpt:
     if not path.is_file():
         raise LookupError(f"{shown} does not exist (wanted for its {wanted!r})")
     text = path.read_text(encoding="utf-8")
-    body, node = ast.parse(text).body, None
+    node: ast.AST = ast.parse(text)
     for part in wanted.split("."):
-        node = next((each for each in body if part in _names(each)), None)
-        if node is None:
+        found = [each for each in getattr(node, "body", []) if part in _names(each)]
+        if not found:
             raise LookupError(f"{shown} defines no {wanted!r}")
-        body = getattr(node, "body", [])
+        node = found[0]
+    assert isinstance(node, ast.stmt)
     first = min([node.lineno, *(each.lineno for each in getattr(node, "decorator_list", []))])
     lines = text.splitlines()[first - 1 : node.end_lineno]
     indent = len(lines[0]) - len(lines[0].lstrip())
