@@ -42,14 +42,14 @@ def stages(device: str, quick: bool, output: Path) -> list[Stage]:
     python, profile = sys.executable, "quick" if quick else "gpu"
     suites = [path.name for path in sorted(TESTS.iterdir()) if path.name != "suite" and any(path.glob("test_*.py"))]
     families = harness.families()
-    bench_seconds = 420 / len(families)
+    seconds = 480 / len(families)  # each
     check = (python, "-m", "twofold.cli", "check", "--profile", profile, "--device", device, "--json")
     bench = (python, "-m", "benchmarks", "--device", device, "--output", str(output), "--no-plots", *(["--quick"] if quick else []))
     test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "suite" / "test_gpu.py"))
     return [
-        *(Stage(f"check {family}", (*check, family), 560 / len(suites), check=True) for family in suites),
+        *(Stage(f"check {family}", (*check, family), 510 / len(suites), check=True) for family in suites),
         Stage("device", test, 150),
-        *(Stage(f"benchmarks {family}", (*bench, "--seconds", f"{0.7 * bench_seconds:.0f}", family), bench_seconds) for family in families),
+        *(Stage(f"benchmarks {family}", (*bench, "--seconds", f"{0.75 * seconds:.0f}", family), seconds) for family in families),
     ]
 
 

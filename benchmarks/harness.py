@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,8 +194,9 @@ def run(case: Case, device: torch.device, limits: dict[str, float], budget: floa
 def floor_of(case: Case, limits: dict[str, float]) -> tuple[str, float]:
     """What limits a case on this machine, "bytes" or "flops", and the seconds it takes at least."""
     floors = {"bytes": case.bytes / limits["copy"]}
-    if case.flops:
-        floors["flops"] = case.flops / limits[str(case.dtype).removeprefix("torch.")]
+    rate = limits.get(str(case.dtype).removeprefix("torch."))
+    if case.flops and rate:
+        floors["flops"] = case.flops / rate
     bound = max(floors, key=floors.__getitem__)
     return bound, floors[bound]
 
@@ -228,9 +230,9 @@ def _refused(case: Case, arguments: tuple) -> Iterator[tuple[str, str]]:
 
 
 def _flat(output: Any) -> torch.Tensor:
-    """The first result of a call, as one vector on the CPU."""
+    """The first result of a call, as one vector."""
     first = output[0] if isinstance(output, tuple | list) else output
-    return torch.as_tensor(first).detach().flatten().double().cpu()
+    return torch.as_tensor(first).detach().flatten().double()
 
 
 def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
@@ -244,7 +246,8 @@ def ceilings(device: torch.device, quick: bool = False) -> dict[str, float]:
         pairs = [(normal(generator, n, n, dtype=dtype), normal(generator, n, n, dtype=dtype)) for _ in range(2)]
         rates[str(dtype).removeprefix("torch.")] = 2 * n**3 / measure(torch.matmul, pairs, budget).best
     codes = [torch.randint(-127, 128, (n, n), dtype=torch.int8, device=device, generator=generator) for _ in range(2)]
-    rates["int8"] = 2 * n**3 / measure(torch._int_mm, [(codes[0], codes[1].t())], budget).best
+    with suppress(RuntimeError):  # not every device has an integer product
+        rates["int8"] = 2 * n**3 / measure(torch._int_mm, [(codes[0], codes[1].t())], budget).best
     return rates
 
 

@@ -39,9 +39,8 @@ def outputs(device: torch.device, batch: int, t: int, heads: int, d: int, dtype:
         contenders["twofold, PyTorch twin"] = _on_torch(_output(gla.chunked))
     if t <= 1024 or (device.type == "cpu" and t == 4096):
         contenders["token by token, PyTorch"] = _output(gla.recurrent)
-    if t <= 512:
-        contenders["parallel, PyTorch"] = _output(gla.parallel)
     if device.type == "cpu":
+        contenders |= {"parallel, PyTorch": _output(gla.parallel)} if t <= 512 else {}
         contenders |= {"spec, chunked, NumPy": partial(specified, definition.chunked)}
         contenders |= {"spec, NumPy": partial(specified, definition.recurrent)} if t <= 1024 else {}
     contenders["twofold"] = _output(gla.chunked)
@@ -64,7 +63,7 @@ def training(device: torch.device, batch: int, t: int, heads: int, d: int, dtype
         return torch.autograd.grad(function(q, k, v, g), (q, k, v, g), do, allow_unused=True)
 
     contenders: dict[str, Callable] = {}
-    if t <= 1024:
+    if device.type == "cpu" and t <= 1024:  # keeps a state per token: beyond a GPU's memory at its sizes
         contenders["token by token, PyTorch"] = partial(gradients, _output(gla.recurrent))
     if device.type == "cuda":
         contenders["twofold, PyTorch twin"] = partial(gradients, _on_torch(_output(gla.chunked)))
