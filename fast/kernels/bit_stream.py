@@ -10,7 +10,7 @@ import triton.language as tl
 from twofold.fast import backend
 from twofold.fast.kernels.variant import Variant
 
-__all__ = ["pack", "unpack", "stream_codes", "variants"]
+__all__ = ["pack", "unpack", "stream_codes", "variants", "whole_words"]
 
 BLOCK = 1024
 
@@ -61,7 +61,7 @@ def _(words, bits, count):
 @triton.jit
 def stream_codes(row, index, inside, BITS: tl.constexpr):
     """Codes number `index` of the streams that begin at the pointers `row`, as int32; 0 where not `inside`."""
-    bit = index.to(tl.int64) * BITS
+    bit = index * BITS
     shift = (bit & 31).to(tl.uint32)
     low = tl.load(row + (bit >> 5), mask=inside, other=0).to(tl.uint32, bitcast=True) >> shift
     if 32 % BITS == 0:
@@ -69,6 +69,19 @@ def stream_codes(row, index, inside, BITS: tl.constexpr):
     straddles = inside & (shift + BITS > 32)
     high = tl.load(row + (bit >> 5) + 1, mask=straddles, other=0).to(tl.uint32, bitcast=True) << ((32 - shift) & 31)
     return ((low | high) & ((1 << BITS) - 1)).to(tl.int32)
+
+
+@triton.jit
+def whole_words(rows, start, inside, count, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Codes `start` to `start + COLUMNS` of streams of `count` codes, `(ROWS, COLUMNS)`, each word loaded once; 0 beyond the end.
+
+    For widths that divide 32; `start` and COLUMNS must be multiples of 32 / BITS, and `rows`, `inside` are `(ROWS, 1)`.
+    """
+    EACH: tl.constexpr = 32 // BITS
+    index = start // EACH + tl.arange(0, COLUMNS // EACH)
+    words = tl.load(rows + index[None, :], mask=inside & (index * EACH < count)[None, :], other=0)                 # (ROWS, COLUMNS / EACH)
+    shifts = (tl.arange(0, EACH) * BITS)[None, None, :]
+    return tl.reshape((words[:, :, None] >> shifts) & ((1 << BITS) - 1), (ROWS, COLUMNS))
 
 
 @triton.jit

@@ -1,0 +1,267 @@
+"""Matrix products with quantized operands: low-bit weights under 16- or 32-bit activations, and int8 under int8.
+
+Low-bit weights. The product is computed transposed, weight tile first, so that the freshly unpacked weight is the operand that tensor cores
+can take from registers and the few tokens of decoding are the short side. A K tile lies within one group where the group size is a multiple
+of it (always so for powers of two from 16 and for one group per row). Then the tile is `code - zero`, an exact small integer for integer
+zeros, and the group's scale multiplies the float32 partial sum. Elsewhere, and for the grids whose zero is added after the scale (there that
+would trade the weight's own rounding for the cancellation of two long sums), the tile is the dequantized weight, computed in float32 and
+rounded to the dtype of `x`. K is split over programs where the tiles alone would leave a GPU idle: float32 partial sums, added in a fixed
+order by a second pass, no atomics. Words are loaded once and spread over their codes in registers where a code never straddles two of them
+(1, 2, 4, 8 bits); the other widths load a word, sometimes two, per code.
+
+int8. int32 accumulation; the product of both scales first, in float32, times the converted sum, plus the bias, one cast.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from twofold.fast import backend
+from twofold.fast.kernels import bit_stream, quantize_groups
+from twofold.fast.kernels.bit_stream import stream_codes, whole_words
+from twofold.fast.kernels.quantize_groups import values_of
+from twofold.fast.kernels.variant import Variant
+
+__all__ = ["Tile", "int8", "low_bit", "tile_int8", "tile_low_bit", "variants"]
+
+def low_bit(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, size: int, grid: str, packed: bool):
+    """`x (T, K)` times the transposed dequantized weight: `(T, N)` in the dtype of `x`. Differentiable in `x`."""
+    return _low_bit(x, codes, scale, zero, bits, size, grid, packed)
+
+
+def int8(x_codes: torch.Tensor, x_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype):
+    """`x_codes (T, K)` times `codes (N, K)` transposed, exactly, then scaled by `x_scale (T, 1)` and `scale (N, 1)`: `(T, N)` in `dtype`."""
+    return _int8(x_codes, x_scale, codes, scale, bias, dtype)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes (T x N outputs, K at a time), over how many programs K is split, and how it is compiled."""
+
+    t: int
+    n: int
+    k: int
+    splits: int = 1
+    warps: int = 4
+    stages: int = 3
+
+
+def tile_low_bit(t: int, n: int, k: int, size: int, bits: int) -> Tile:
+    """The configuration for a shape: K tiles inside one group if possible, K split until about two programs fit every multiprocessor."""
+    fitting = [candidate for candidate in (64, 32, 16) if size % candidate == 0 or size >= k]
+    block_k = fitting[0] if fitting else 32
+    block_t = min(max(triton.next_power_of_2(t), 16), 64)
+    block_n = 64 if t <= 64 or not fitting or 32 % bits else 128  # what takes more registers gets smaller tiles
+    programs = triton.cdiv(t, block_t) * triton.cdiv(n, block_n)
+    splits = max(1, min(8, 264 // max(programs, 1), k // (4 * block_k)))
+    return Tile(block_t, block_n, block_k, splits, 4 if block_t * block_n <= 2048 else 8, 3)
+
+
+def tile_int8(t: int, n: int, k: int) -> Tile:
+    """The configuration for a shape; K is never split: the sums are long only where there are many of them."""
+    block_t = min(max(triton.next_power_of_2(t), 16), 128)
+    return Tile(block_t, 64, 128, 1, 4, 3) if block_t < 64 else Tile(block_t, 128, 64, 1, 8, 3)
+
+
+@torch.library.custom_op("twofold::low_bit_matmul", mutates_args=())
+def _low_bit(
+    x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, size: int, grid: str, packed: bool
+) -> torch.Tensor:
+    if not backend.triton(x):
+        return (x.float() @ _weight(codes, scale, zero, bits, size, grid, packed, x.shape[1]).T).to(x.dtype)
+    return low_bit_triton(x, codes, scale, zero, bits, size, grid, packed, tile_low_bit(len(x), len(codes), x.shape[1], size, bits))
+
+
+@_low_bit.register_fake
+def _(x, codes, scale, zero, bits, size, grid, packed):
+    return x.new_empty((x.shape[0], codes.shape[0]))
+
+
+def _low_bit_context(ctx, inputs, output):
+    x, codes, scale, zero, *ctx.options = inputs
+    ctx.save_for_backward(codes, scale, zero)
+    ctx.columns = x.shape[1]
+
+
+def _low_bit_backward(ctx, grad):
+    bits, size, grid, packed = ctx.options
+    weight = _weight(*ctx.saved_tensors, bits, size, grid, packed, ctx.columns)
+    return (grad.float() @ weight).to(grad.dtype), *[None] * 7
+
+
+_low_bit.register_autograd(_low_bit_backward, setup_context=_low_bit_context)
+
+
+def _weight(codes, scale, zero, bits, size, grid, packed, columns):
+    codes = bit_stream.unpack(codes, bits, columns) if packed else codes
+    return quantize_groups.dequantize(codes, scale, zero, bits, size, grid, torch.float32)
+
+
+def low_bit_triton(x, codes, scale, zero, bits, size, grid, packed, tile):
+    """The kernel under a given tile: what the operator launches under the tile of `tile_low_bit`."""
+    (t, k), n = x.shape, len(codes)
+    out = x.new_empty((t, n))
+    if out.numel() == 0:
+        return out
+    partial = out[None] if tile.splits == 1 else x.new_empty((tile.splits, t, n), dtype=torch.float32)
+    _low_bit_kernel[(triton.cdiv(t, tile.t) * triton.cdiv(n, tile.n), tile.splits)](
+        x, codes, scale, zero, partial, t, n, k, x.stride(0), codes.stride(0), *scale.stride(), *zero.stride(), partial.stride(0),
+        BITS=bits, GRID=grid, PACKED=packed, SIZE=size, ONE_GROUP=size % tile.k == 0 or size >= k, SPLITS=tile.splits,
+        BLOCK_T=tile.t, BLOCK_N=tile.n, BLOCK_K=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    if tile.splits > 1:
+        _add_splits[(triton.cdiv(t * n, 1024),)](partial, out, t * n, SPLITS=tile.splits, BLOCK=1024, num_warps=4)
+    return out
+
+
+@triton.jit
+def _low_bit_kernel(
+    x, codes, scales, zeros, out, T, N, K, stride_x, stride_c, stride_sn, stride_sg, stride_zn, stride_zg, stride_split,
+    BITS: tl.constexpr, GRID: tl.constexpr, PACKED: tl.constexpr, SIZE: tl.constexpr, ONE_GROUP: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    LATE_SCALE: tl.constexpr = ONE_GROUP and GRID != "min" and GRID != "centred"
+    tiles_t = tl.cdiv(T, BLOCK_T)
+    split = tl.program_id(1).to(tl.int64)
+    t = (tl.program_id(0) % tiles_t).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)           # neighbors share a weight tile
+    n = (tl.program_id(0) // tiles_t).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    share = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K                                   # of K, whole tiles
+    begin, end = (split * share).to(tl.int32), tl.minimum((split + 1) * share, K).to(tl.int32)
+    inside_t, inside_n = (t < T)[None, :], (n < N)[:, None]
+    rows, scale_at, zero_at = codes + n[:, None] * stride_c, scales + n[:, None] * stride_sn, zeros + n[:, None] * stride_zn
+    total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    for start in range(begin, end, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = inside_n & (k < K)[None, :]                                                  # (N, K)
+        tokens = tl.load(x + t[None, :] * stride_x + k[:, None], mask=(k < K)[:, None] & inside_t, other=0.0)      # (K, T)
+        if not PACKED:
+            code = tl.load(rows + k[None, :], mask=inside, other=0)
+        elif 32 % BITS == 0:
+            code = whole_words(rows, start, inside_n, K, BITS, BLOCK_N, BLOCK_K)
+        else:
+            code = stream_codes(rows, k[None, :], inside, BITS)
+        if ONE_GROUP:
+            group = (start // SIZE + tl.zeros((1, 1), tl.int32)).to(tl.int64)                 # (1, 1)
+            inside_group = inside_n
+        else:
+            group = (k[None, :] // SIZE).to(tl.int64)                                         # (1, K)
+            inside_group = inside
+        scale = tl.load(scale_at + group * stride_sg, mask=inside_group, other=0.0).to(tl.float32)                 # (N, 1) or (N, K)
+        zero = scale
+        if GRID != "absmax":
+            zero = tl.load(zero_at + group * stride_zg, mask=inside_group, other=0.0).to(tl.float32)
+        value = values_of(code, 1.0 if LATE_SCALE else scale, zero, BITS, GRID)
+        part = tl.dot(value.to(tokens.dtype), tokens, input_precision="ieee")
+        total += part * scale if LATE_SCALE else part
+    target = out + split * stride_split + t[None, :] * N + n[:, None]
+    tl.store(target, total.to(out.dtype.element_ty), mask=inside_n & inside_t)
+
+
+@triton.jit
+def _add_splits(partial, out, count, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(partial + split * count.to(tl.int64) + index, mask=index < count, other=0.0)
+    tl.store(out + index, total.to(out.dtype.element_ty), mask=index < count)
+
+
+@torch.library.custom_op("twofold::int8_matmul", mutates_args=())
+def _int8(
+    x_codes: torch.Tensor, x_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    if not backend.triton(x_codes):
+        return _int8_torch(x_codes, x_scale, codes, scale, bias, dtype)
+    return int8_triton(x_codes, x_scale, codes, scale, bias, dtype, tile_int8(len(x_codes), len(codes), x_codes.shape[1]))
+
+
+@_int8.register_fake
+def _(x_codes, x_scale, codes, scale, bias, dtype):
+    return x_scale.new_empty((x_codes.shape[0], codes.shape[0]), dtype=dtype)
+
+
+def _int8_torch(x_codes, x_scale, codes, scale, bias, dtype):
+    if x_codes.is_cuda:
+        total = (x_codes.double() @ codes.double().T).float()                                 # exact below 2^53
+    else:
+        total = torch._int_mm(x_codes, codes.T).float()
+    y = total * (x_scale.float() * scale.float().T)
+    return (y if bias is None else y + bias.float()).to(dtype)
+
+
+def int8_triton(x_codes, x_scale, codes, scale, bias, dtype, tile):
+    """The kernel under a given tile: what the operator launches under the tile of `tile_int8`."""
+    (t, k), n = x_codes.shape, len(codes)
+    out = x_scale.new_empty((t, n), dtype=dtype)
+    if out.numel():
+        _int8_kernel[(triton.cdiv(t, tile.t) * triton.cdiv(n, tile.n),)](
+            x_codes, x_scale, codes, scale, scale if bias is None else bias, out, t, n, k,
+            x_codes.stride(0), x_scale.stride(0), codes.stride(0), scale.stride(0), BIAS=bias is not None,
+            BLOCK_T=tile.t, BLOCK_N=tile.n, BLOCK_K=tile.k, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _int8_kernel(
+    x, x_scales, codes, scales, bias, out, T, N, K, stride_x, stride_xs, stride_c, stride_s,
+    BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    tiles_t = tl.cdiv(T, BLOCK_T)
+    t = (tl.program_id(0) % tiles_t).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    n = (tl.program_id(0) // tiles_t).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        tokens = tl.load(x + t[:, None] * stride_x + k[None, :], mask=(t < T)[:, None] & (k < K)[None, :], other=0)
+        code = tl.load(codes + n[None, :] * stride_c + k[:, None], mask=(n < N)[None, :] & (k < K)[:, None], other=0)
+        total = tl.dot(tokens, code, total, out_dtype=tl.int32)
+    x_scale = tl.load(x_scales + t * stride_xs, mask=t < T, other=0.0).to(tl.float32)
+    scale = tl.load(scales + n * stride_s, mask=n < N, other=0.0).to(tl.float32)
+    y = total.to(tl.float32) * (x_scale[:, None] * scale[None, :])
+    if BIAS:
+        y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(out + t[:, None] * N + n[None, :], y.to(out.dtype.element_ty), mask=(t < T)[:, None] & (n < N)[None, :])
+
+
+def variants():
+    """Configurations that the launchers can pick, for the ahead-of-time compile report."""
+    for bits, grid, size, packed, dtype, scale in (
+        (4, "full", 128, True, "bf16", "bf16"),
+        (4, "zero_point", 128, True, "fp16", "fp16"),
+        (4, "min", 64, True, "bf16", "bf16"),
+        (4, "float_zero", 40, True, "fp16", "fp16"),
+        (3, "zero_point", 128, True, "fp16", "fp16"),
+        (2, "zero_point", 16, True, "bf16", "bf16"),
+        (8, "absmax", 4096, False, "bf16", "fp32"),
+        (4, "zero_point", 32, False, "fp32", "fp32"),
+    ):
+        for t in (1, 64, 512):
+            yield _low_bit_variant(bits, grid, size, packed, dtype, scale, tile_low_bit(t, 4096, 4096, size, bits))
+    for t, dtype, bias in ((16, "bf16", False), (64, "fp16", True), (512, "bf16", True)):
+        tile = tile_int8(t, 4096, 4096)
+        constants = {"BIAS": bias, "BLOCK_T": tile.t, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
+        types = {"x": "*i8", "x_scales": "*fp32", "codes": "*i8", "scales": "*fp32", "bias": "*fp32", "out": f"*{dtype}"}
+        types |= dict.fromkeys(("T", "N", "K", "stride_x", "stride_xs", "stride_c", "stride_s"), "i32")
+        types |= dict.fromkeys(constants, "constexpr")
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        yield Variant(f"int8_matmul-{tile.t}", _int8_kernel, types, constants, options, ("x", "codes", "out", "N", "K", "stride_x", "stride_c"))
+    constants = {"SPLITS": 8, "BLOCK": 1024}
+    types = {"partial": "*fp32", "out": "*bf16", "count": "i32"} | dict.fromkeys(constants, "constexpr")
+    yield Variant("low_bit_matmul-add-splits", _add_splits, types, constants, {"num_warps": 4}, ("partial", "out", "count"))
+
+
+def _low_bit_variant(bits, grid, size, packed, dtype, scale, tile):
+    constants = {
+        "BITS": bits, "GRID": grid, "PACKED": packed, "SIZE": size, "ONE_GROUP": size % tile.k == 0, "SPLITS": tile.splits,
+        "BLOCK_T": tile.t, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
+    }  # fmt: skip
+    types = {"x": f"*{dtype}", "codes": "*i32" if packed else "*i8" if grid == quantize_groups.SIGNED else "*u8"}
+    types |= {"scales": f"*{scale}", "zeros": f"*{scale}", "out": f"*{dtype}" if tile.splits == 1 else "*fp32"}
+    integers = ("T", "N", "K", "stride_x", "stride_c", "stride_sn", "stride_sg", "stride_zn", "stride_zg", "stride_split")
+    types |= dict.fromkeys(integers, "i32") | dict.fromkeys(constants, "constexpr")
+    name = f"low_bit_matmul-{bits}-{grid}-{size}-{dtype}-{'packed' if packed else 'bytes'}-{tile.t}x{tile.n}x{tile.k}x{tile.splits}"
+    divisible = ("x", "codes", "scales", "zeros", "out", "N", "K", "stride_x", "stride_c", "stride_split")
+    return Variant(name, _low_bit_kernel, types, constants, {"num_warps": tile.warps, "num_stages": tile.stages}, divisible)
