@@ -1,0 +1,159 @@
+"""Gated linear attention: the laws of every causal recurrence, exactly, on the spec and on every implementation."""
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from twofold.conformance import inputs
+from twofold.conformance.compare import exactly
+from twofold.conformance.linear_attention import battery
+from twofold.conformance.linear_attention.battery import few
+from twofold.spec.linear_attention import gla
+
+NAMES = ("q", "k", "v", "g")
+SHAPES = st.sampled_from([(1, 1), (5, 3), (16, 16), (20, 70), (40, 7)])  # K != V, no powers of two, more than one tile of either
+LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33, 35])  # around a sub-chunk and around the chunks of 16 and 32
+
+
+def definition(tokens, S0):
+    return gla.recurrent(*(tokens[name] for name in NAMES), S0)
+
+
+def of_spec():
+    run = lambda form, *options: lambda tokens, S0: form(*(tokens[name] for name in NAMES), S0, *options)
+    sizes = [(1, 1), (2, 1), (3, 2), (7, 3), (16, 16), (64, 16), (64, 5)]
+    forms = {f"chunked in {chunk} by {sub}": run(gla.chunked, chunk, sub) for chunk, sub in sizes}
+    step = lambda state, token: gla.step(state, *(token[name] for name in NAMES))
+    return battery.Operation(definition, {"parallel": run(gla.parallel)} | forms, step)
+
+
+def of_fast(fast):
+    """On the side of the kernels, one chunk size per law: the interpreter takes its time."""
+    forms = {"chunked": battery.on_tensors(fast.chunked, NAMES, chunk=32)}
+    if getattr(fast, "side", "torch") == "torch":
+        forms |= {f"chunked in {chunk}": battery.on_tensors(fast.chunked, NAMES, chunk=chunk) for chunk in (16, 64)}
+        forms |= {"recurrent": battery.on_tensors(fast.recurrent, NAMES), "parallel": battery.on_tensors(fast.parallel, NAMES)}
+    return battery.Operation(definition, forms, battery.one_token(fast.step, NAMES))
+
+
+@pytest.fixture(scope="module", params=battery.SIDES)
+def operation(request):
+    with battery.side(request.param, "linear_attention.gla", of_spec, of_fast) as operation:
+        yield operation
+
+
+@st.composite
+def runs(draw, low=1):
+    """Tokens and a state of exact arithmetic, a place between tokens, and the generator for more."""
+    T, (K, V) = draw(LENGTHS.filter(lambda T: T >= low)), draw(SHAPES)
+    rng = np.random.default_rng(draw(inputs.seeds))
+    tokens, S0 = battery.exact_tokens(rng, T, K, V), rng.integers(-2, 3, (K, V)).astype(float)
+    return tokens, S0, int(rng.integers(0, T)), rng
+
+
+@few
+@given(runs())
+def test_every_form_is_the_definition(operation, run):
+    operation.forms_are_equal(run[0], run[1])
+
+
+@few
+@given(runs())
+def test_two_runs_give_the_same_bits(operation, run):
+    operation.repeats(run[0], run[1])
+
+
+@few
+@given(runs())
+def test_a_run_resumes_at_any_token(operation, run):
+    tokens, S0, at, _ = run
+    operation.resumes(tokens, S0, at)
+
+
+@few
+@given(runs())
+def test_steps_are_the_prefill(operation, run):
+    tokens, S0, at, _ = run
+    operation.steps_like_prefill(tokens, S0, at)
+
+
+@few
+@given(runs())
+def test_the_future_does_not_matter(operation, run):
+    tokens, S0, at, rng = run
+    operation.is_causal(tokens, S0, at, battery.exact_tokens(rng, len(tokens["v"]), *S0.shape))
+
+
+@few
+@given(runs())
+def test_outputs_and_state_are_linear_in_values_and_state(operation, run):
+    tokens, S0, _, rng = run
+    operation.is_linear(tokens, S0, battery.exact_tokens(rng, len(tokens["v"]), *S0.shape)["v"], rng.integers(-2, 3, S0.shape).astype(float))
+
+
+@few
+@given(runs())
+def test_a_log_decay_of_minus_infinity_begins_anew(operation, run):
+    tokens, S0, at, _ = run
+    operation.forgets(tokens, S0, at)
+
+
+@few
+@given(runs())
+def test_a_silent_token_is_passed_over(operation, run):
+    tokens, S0, at, _ = run
+    operation.passes_over_silence(tokens, S0, at)
+
+
+@few
+@given(runs())
+def test_the_matrix_is_lower_triangular(operation, run):
+    operation.is_a_triangular_matrix(run[0])
+
+
+@few
+@given(runs())
+def test_keys_and_queries_scale_against_each_other(operation, run):
+    operation.scales(run[0], run[1])
+
+
+@pytest.mark.parametrize("T", [0, 1])
+def test_no_token_and_one_token(operation, T):
+    rng = np.random.default_rng(T)
+    output, state = operation.demand(battery.exact_tokens(rng, T, 5, 3), np.arange(15.0).reshape(5, 3), f"T = {T}")
+    assert output.shape == (T, 3) and state.shape == (5, 3)
+
+
+@given(st.sampled_from([1, 2, 9, 33]), inputs.seeds)
+def test_distant_blocks_have_the_rank_of_the_keys(T, seed):
+    """The lower left block of the matrix goes through a state with K rows."""
+    rng = np.random.default_rng(seed)
+    q, k, g = rng.standard_normal((3, T, 2))
+    W = gla.parallel(q, k, np.eye(T), -np.abs(g))[0]
+    assert np.linalg.matrix_rank(W[T // 2 :, : T // 2], tol=1e-9) <= 2
+
+
+@given(inputs.seeds, st.sampled_from(["mild", "strong", "mixed"]), st.sampled_from([(1, 1), (5, 2), (16, 5), (64, 16)]))
+def test_forms_of_the_spec_are_equal_on_real_values(seed, gates, sizes):
+    """Within 1e-13 of the sum of what is added, which the same form gives on absolute values."""
+    rng = np.random.default_rng(seed)
+    T, K, V = int(rng.integers(0, 70)), 5, 3
+    q, k, v, S0 = (rng.standard_normal(shape) for shape in ((T, K), (T, K), (T, V), (K, V)))
+    g = {"mild": -0.1, "strong": -30.0, "mixed": np.where(rng.random((T, K)) < 0.5, -1e-6, -20.0)}[gates] * np.ones((T, K))
+    expected, size = gla.recurrent(q, k, v, g, S0), gla.recurrent(*map(np.abs, (q, k, v)), g, np.abs(S0))
+    for actual in (gla.parallel(q, k, v, g, S0), gla.chunked(q, k, v, g, S0, *sizes)):
+        for a, e, s in zip(actual, expected, size, strict=True):
+            assert np.all(np.abs(a - e) <= 1e-13 * s)
+
+
+@given(inputs.seeds)
+def test_gate_is_a_bounded_log_decay(fast, seed):
+    """At most 0; log(sigmoid(0)) / tau = -log(2) / tau where the input is zero; halved by twice the tau."""
+    x, W1, W2, b = inputs.values("large", [(7, 4), (4, 2), (2, 5), (5,)], seed, "float32")
+    g, half = gla.gate(x, W1, W2, b, 16.0), gla.gate(x, W1, W2, b, 32.0)
+    assert np.all(g <= 0)
+    exactly(half, g / 2, "gate with twice the tau")
+    exactly(gla.gate(0 * x, W1, W2, 0 * b, 1.0), np.full((7, 5), -np.log(2.0)), "gate of nothing")
+    tensors = [inputs.tensor(y, "float32") for y in (x, W1, W2, b)]
+    size = (np.abs(x) @ np.abs(W1)) @ np.abs(W2) + np.abs(b) + 1
+    assert np.all(np.abs(inputs.array(fast.gate(*tensors, 16.0)) - g) <= 16 * 2.0**-24 * size)  # 4 + 2 + 1 roundings of sums, and the logarithm
