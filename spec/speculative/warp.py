@@ -57,7 +57,7 @@ def temperature(logits, T):
     if not -np.inf < logits.max() < np.inf:
         raise ValueError(f"the greatest logit must be a finite number, not {logits.max()}: is any token allowed?")
     if T == 0:
-        return (np.arange(len(logits)) == logits.argmax()) * 1.0
+        return (np.arange(len(logits)) == np.argmax(logits)) * 1.0
     weights = np.exp((logits - logits.max()) / T)
     return weights / weights.sum()
 
