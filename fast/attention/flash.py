@@ -1,7 +1,7 @@
 """FlashAttention-2 on tensors (B, T, H, D): tiled, nothing of the score matrix is ever stored. See `twofold.spec.attention.flash`.
 
-Query head h reads key head h // (H / Hkv). Rows are aligned to the end of the keys: row i stands at position i + Tk - Tq. A row that sees no key has
-output 0, log-sum-exp -inf and gradients 0. Both results of `forward` are differentiable, and so is the sink.
+Query head h reads key head h // (H / Hkv). Rows are aligned to the end of the keys: row i stands at position i + Tk - Tq. A row that sees
+no key has output 0, log-sum-exp -inf and gradients 0. Both results of `forward` are differentiable, and so is the sink.
 """
 
 import math
@@ -30,8 +30,8 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """Returns the output (B, Tq, H, Dv) in the dtype of `q` and the natural log-sum-exp (B, H, Tq) in float32.
 
-    `causal` forbids keys behind a row's own position; `window` = (left, right) allows the positions p - left … p + right, None being unbounded;
-    `sink` (H,) is one logit per head that takes attention and gives nothing.
+    `causal` forbids keys behind a row's own position; `window` = (left, right) allows the positions p - left … p + right, None being no
+    bound; `sink` (H,) is one logit per head that takes attention and gives nothing.
     """
     left, right = _window(causal, window)
     scale = _options(q, k, v, scale, softcap, sink)

@@ -1,19 +1,21 @@
-"""One tiled attention, forward and backward: Triton kernels and their PyTorch twin.
+"""One tiled attention, forward and backward, as Triton kernels; `tiled_attention_torch` is their twin.
 
-A program owns one block of rows and walks over the tiles of the other side. Tiles that no row may see are not visited, tiles that every row sees
-entirely run without a mask, the rest (edges of a window, the tail of the sequence) is masked. A mask is a window: row i at position
-p = i + Tk - Tq sees the keys p - left … p + right; causal is right = 0. Further masks, scores and layouts belong into `_scores`, `_allowed` and `_reach`.
+A program owns one block of rows and walks over the tiles of the other side. Tiles in which no row sees anything are not visited. In
+the forward pass tiles that every row sees entirely run without a mask, only the rest (edges of a window, the tail of the sequence) is
+masked. A mask is a window: row i at position p = i + Tk - Tq sees the keys p - left … p + right; causal is right = 0. Further masks
+and scores belong into `_scores`, `_allowed` and `_reach`.
 
-Precision: products of the inputs as they are, accumulated in float32; the softmax in float32 with base 2, the scale folded into its exponent;
-probabilities and their gradients enter matrix products in the dtype of the inputs, the sum l is that of the unrounded probabilities.
+Precision: products of the inputs as they are, accumulated in float32; the softmax in float32 with base 2, the scale folded into its
+exponent; probabilities and their gradients enter matrix products in the dtype of the inputs, the sum l is that of the unrounded ones.
 
 Score and factor: a tile's scores are the raw products q·k, or tanh(q·k · inner) under a cap; times `factor` they are logits in base 2.
 Both maps are increasing, so that the running maximum is one of scores.
 
-The backward pass makes every tile of probabilities twice, once for dQ and once for dK and dV, seven products instead of five. No two programs ever
-add to one address: the result does not depend on the order in which they run.
+The backward pass makes every tile of probabilities twice, once for dQ and once for dK and dV: seven products instead of five. No two
+programs ever add to one address, so the result does not depend on the order in which they run.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -21,10 +23,9 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.fast import backend
 from twofold.fast.kernels.variant import Variant
 
-__all__ = ["backward_torch", "backward_triton", "forward_torch", "forward_triton", "variants"]
+__all__ = ["backward_triton", "forward_triton", "row_terms", "variants"]
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -62,7 +63,7 @@ def _allowed(position, key, t_k, left, right, LEFT: tl.constexpr, RIGHT: tl.cons
 
 @triton.jit
 def _reach(first, last, back, ahead, length, BACK: tl.constexpr, AHEAD: tl.constexpr, BLOCK: tl.constexpr):
-    """Where the tiles begin that rows first … last see, where they begin and cease to be full, and where they end; x sees x - back … x + ahead."""
+    """Where the tiles that rows first … last see begin, become full, cease to be full and end; x sees x - back … x + ahead."""
     begin = 0
     full = 0
     end = length
@@ -91,7 +92,7 @@ def _part(part: tl.constexpr, begin, full, cease, end):
 def _tile(base, stride, start, lane, begin, end, dim, WIDTH: tl.constexpr, PADDED: tl.constexpr, EDGE: tl.constexpr):
     """Rows start + lane of one head; zeros outside begin … end and beyond the head's width. Only an EDGE tile can reach outside."""
     row = start + lane
-    pointers = base + tl.cast(start, tl.int64) * stride + lane.to(tl.int64)[:, None] * stride + dim[None, :]
+    pointers = base + tl.cast(start, tl.int64) * stride + (lane[:, None] * stride + dim[None, :])  # within a tile 32 bits do
     if EDGE:
         return tl.load(pointers, mask=((row >= begin) & (row < end))[:, None] & (dim < WIDTH)[None, :], other=0.0)
     elif WIDTH < PADDED:
@@ -187,30 +188,8 @@ def _row_products_kernel(o, do, d, rows, heads, t_q, DV: tl.constexpr, DV_PAD: t
 
 
 @triton.jit
-def _query_tiles(
-    dq, q, do, position, lse, delta, share, k, v, stride_kt, stride_vt, start, stop, seen, t_k, left, right, inner, factor,
-    D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_K: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
-    """What the keys start … stop add to the gradient of a block of queries."""
-    lane = tl.arange(0, BLOCK_K)
-    for at in range(start, stop, BLOCK_K):
-        keys = _tile(k, stride_kt, at, lane, seen, t_k, tl.arange(0, D_PAD), D, D_PAD, EDGE)  # (BLOCK_K, D)
-        values = _tile(v, stride_vt, at, lane, seen, t_k, tl.arange(0, DV_PAD), DV, DV_PAD, EDGE)  # (BLOCK_K, DV)
-        s = _scores(q, keys, inner, SOFTCAP)  # (BLOCK_Q, BLOCK_K)
-        p = tl.exp2(s * factor - lse[:, None])
-        if EDGE:
-            p = tl.where(_allowed(position[:, None], (at + lane)[None, :], t_k, left, right, LEFT, RIGHT), p, 0.0)
-        ds = p * (share[:, None] * tl.dot(do, tl.trans(values), input_precision="ieee") - delta[:, None])
-        if SOFTCAP:
-            ds = ds * (1 - s * s)
-        dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision="ieee")
-    return dq
-
-
-@triton.jit
 def _query_gradient_kernel(
-    q, k, v, do, lse, delta, share, dq,
+    q, k, v, do, lse, delta, dq,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     heads, group, t_q, t_k, left, right, inner, factor, scale,
     D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -227,58 +206,36 @@ def _query_gradient_kernel(
     offset = t_k - t_q
     seen = tl.maximum(offset - left, 0) if LEFT else 0
     dim = tl.arange(0, D_PAD)
+    dim_v = tl.arange(0, DV_PAD)
     start = block * BLOCK_Q
     queries = _tile(q + b * stride_qb + h * stride_qh, stride_qt, start, lane, 0, t_q, dim, D, D_PAD, True)  # (BLOCK_Q, D)
     do += (b * t_q * heads + h) * DV
-    gradients = _tile(do, heads * DV, start, lane, 0, t_q, tl.arange(0, DV_PAD), DV, DV_PAD, True)  # (BLOCK_Q, DV)
+    gradients = _tile(do, heads * DV, start, lane, 0, t_q, dim_v, DV, DV_PAD, True)  # (BLOCK_Q, DV)
     at = (b * heads + h) * t_q + row
     sums = tl.load(lse + at, mask=row < t_q, other=float("inf"))
     deltas = tl.load(delta + at, mask=row < t_q, other=0.0)
-    shares = tl.load(share + at, mask=row < t_q, other=0.0)
 
     last = tl.minimum(start + BLOCK_Q, t_q) - 1 + offset
-    begin, full, cease, end = _reach(start + offset, last, left, right, t_k, LEFT, RIGHT, BLOCK_K)
+    begin, _, _, end = _reach(start + offset, last, left, right, t_k, LEFT, RIGHT, BLOCK_K)
     acc = tl.zeros((BLOCK_Q, D_PAD), tl.float32)
-    for part in tl.static_range(0 if LEFT else 1, 3):
-        start, stop = _part(part, begin, full, cease, end)
-        acc = _query_tiles(
-            acc, queries, gradients, row + offset, sums, deltas, shares, k, v, stride_kt, stride_vt, start, stop, seen, t_k,
-            left, right, inner, factor, D, DV, D_PAD, DV_PAD, BLOCK_K, LEFT, RIGHT, SOFTCAP, part != 1,
-        )  # fmt: skip
+    lane_k = tl.arange(0, BLOCK_K)
+    for at_key in range(begin, end, BLOCK_K):
+        keys = _tile(k, stride_kt, at_key, lane_k, seen, t_k, dim, D, D_PAD, True)  # (BLOCK_K, D)
+        values = _tile(v, stride_vt, at_key, lane_k, seen, t_k, dim_v, DV, DV_PAD, True)  # (BLOCK_K, DV)
+        s = _scores(queries, keys, inner, SOFTCAP)  # (BLOCK_Q, BLOCK_K)
+        allowed = _allowed((row + offset)[:, None], (at_key + lane_k)[None, :], t_k, left, right, LEFT, RIGHT)
+        p = tl.where(allowed, tl.exp2(s * factor - sums[:, None]), 0.0)
+        ds = p * (tl.dot(gradients, tl.trans(values), input_precision="ieee") - deltas[:, None])
+        if SOFTCAP:
+            ds = ds * (1 - s * s)
+        acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
     target = dq + ((b * t_q + row) * heads + h)[:, None] * D + dim[None, :]
     tl.store(target, (scale * acc).to(dq.dtype.element_ty), mask=(row < t_q)[:, None] & (dim < D)[None, :])
 
 
 @triton.jit
-def _key_tiles(
-    dk, dv, k, v, key, q, do, lse, delta, share, stride_qt, stride_dot, start, stop, t_q, t_k, left, right, inner, factor,
-    D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_Q: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, EDGE: tl.constexpr,
-):  # fmt: skip
-    """What the rows start … stop add to the gradients of a block of keys and values; tiles lie transposed, keys down."""
-    lane = tl.arange(0, BLOCK_Q)
-    for at in range(start, stop, BLOCK_Q):
-        row = at + lane
-        queries = _tile(q, stride_qt, at, lane, 0, t_q, tl.arange(0, D_PAD), D, D_PAD, EDGE)  # (BLOCK_Q, D)
-        gradients = _tile(do, stride_dot, at, lane, 0, t_q, tl.arange(0, DV_PAD), DV, DV_PAD, EDGE)  # (BLOCK_Q, DV)
-        sums = tl.load(lse + row, mask=row < t_q, other=float("inf"))  # beyond the last row every probability is e^-inf
-        deltas = tl.load(delta + row, mask=row < t_q, other=0.0)
-        shares = tl.load(share + row, mask=row < t_q, other=0.0)
-        s = _scores(k, queries, inner, SOFTCAP)  # (BLOCK_K, BLOCK_Q)
-        p = tl.exp2(s * factor - sums[None, :])
-        if EDGE:
-            p = tl.where(_allowed((row + t_k - t_q)[None, :], key[:, None], t_k, left, right, LEFT, RIGHT), p, 0.0)
-        dv = tl.dot((shares[None, :] * p).to(gradients.dtype), gradients, dv, input_precision="ieee")
-        ds = p * (shares[None, :] * tl.dot(v, tl.trans(gradients), input_precision="ieee") - deltas[None, :])
-        if SOFTCAP:
-            ds = ds * (1 - s * s)
-        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision="ieee")
-    return dk, dv
-
-
-@triton.jit
 def _key_gradient_kernel(
-    q, k, v, do, lse, delta, share, dk, dv,
+    q, k, v, do, lse, delta, dk, dv,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
     heads, group, t_q, t_k, left, right, inner, factor, scale,
     D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -298,19 +255,26 @@ def _key_gradient_kernel(
     keys = _tile(k + b * stride_kb + h * stride_kh, stride_kt, start, lane, seen, t_k, dim, D, D_PAD, True)  # (BLOCK_K, D)
     values = _tile(v + b * stride_vb + h * stride_vh, stride_vt, start, lane, seen, t_k, dim_v, DV, DV_PAD, True)  # (BLOCK_K, DV)
     last = tl.minimum(start + BLOCK_K, t_k) - 1 - offset
-    begin, full, cease, end = _reach(start - offset, last, right, left, t_q, RIGHT, LEFT, BLOCK_Q)
+    begin, _, _, end = _reach(start - offset, last, right, left, t_q, RIGHT, LEFT, BLOCK_Q)
     acc_k = tl.zeros((BLOCK_K, D_PAD), tl.float32)
     acc_v = tl.zeros((BLOCK_K, DV_PAD), tl.float32)
-    for head in range(h * group, h * group + group):  # the queries that share these keys, in order
-        q_head = q + b * stride_qb + head * stride_qh
-        do_head = do + (b * t_q * heads + head) * DV
+    lane_q = tl.arange(0, BLOCK_Q)
+    for head in range(h * group, h * group + group):  # the queries that share these keys, in order; tiles lie transposed, keys down
         rows = (b * heads + head) * t_q
-        for part in tl.static_range(0 if RIGHT else 1, 3):
-            first_row, stop = _part(part, begin, full, cease, end)
-            acc_k, acc_v = _key_tiles(
-                acc_k, acc_v, keys, values, key, q_head, do_head, lse + rows, delta + rows, share + rows, stride_qt, heads * DV,
-                first_row, stop, t_q, t_k, left, right, inner, factor, D, DV, D_PAD, DV_PAD, BLOCK_Q, LEFT, RIGHT, SOFTCAP, part != 1,
-            )  # fmt: skip
+        for at in range(begin, end, BLOCK_Q):
+            row = at + lane_q
+            queries = _tile(q + b * stride_qb + head * stride_qh, stride_qt, at, lane_q, 0, t_q, dim, D, D_PAD, True)  # (BLOCK_Q, D)
+            gradients = _tile(do + (b * t_q * heads + head) * DV, heads * DV, at, lane_q, 0, t_q, dim_v, DV, DV_PAD, True)  # (BLOCK_Q, DV)
+            sums = tl.load(lse + rows + row, mask=row < t_q, other=float("inf"))  # beyond the last row every probability is e^-inf
+            deltas = tl.load(delta + rows + row, mask=row < t_q, other=0.0)
+            s = _scores(keys, queries, inner, SOFTCAP)  # (BLOCK_K, BLOCK_Q)
+            allowed = _allowed((row + offset)[None, :], key[:, None], t_k, left, right, LEFT, RIGHT)
+            p = tl.where(allowed, tl.exp2(s * factor - sums[None, :]), 0.0)
+            acc_v = tl.dot(p.to(gradients.dtype), gradients, acc_v, input_precision="ieee")
+            ds = p * (tl.dot(values, tl.trans(gradients), input_precision="ieee") - deltas[None, :])
+            if SOFTCAP:
+                ds = ds * (1 - s * s)
+            acc_k = tl.dot(ds.to(queries.dtype), queries, acc_k, input_precision="ieee")
     base = ((b * t_k + key) * kv_heads + h)[:, None]
     inside = (key < t_k)[:, None]
     tl.store(dk + base * D + dim[None, :], (scale * acc_k).to(dk.dtype.element_ty), mask=inside & (dim < D)[None, :])
@@ -319,6 +283,7 @@ def _key_gradient_kernel(
 
 def forward_triton(q, k, v, sink, left, right, scale, softcap):
     """q (B, Tq, H, D), k (B, Tk, Hkv, D), v (B, Tk, Hkv, DV), sink (H,) or None -> o (B, Tq, H, DV), lse (B, H, Tq)."""
+    q, k, v = _addressable(q, k, v)
     (b, t_q, heads, _), dv = q.shape, v.shape[3]
     o = q.new_empty(b, t_q, heads, dv)
     lse = q.new_empty(b, heads, t_q, dtype=torch.float32)
@@ -336,6 +301,7 @@ def forward_triton(q, k, v, sink, left, right, scale, softcap):
 
 def backward_triton(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap):
     """The gradients dq, dk, dv in the dtype of the inputs, and dsink (H,) in float32 (None without a sink)."""
+    q, k, v = _addressable(q, k, v)
     (b, t_q, heads, _), (_, t_k, kv_heads, dv) = q.shape, v.shape
     do, o = do.contiguous(), o.contiguous()
     d = lse.new_empty(b, heads, t_q)
@@ -347,30 +313,38 @@ def backward_triton(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap
         if d.numel():
             rows, block = d.numel(), 64
             _row_products_kernel[(triton.cdiv(rows, block),)](o, do, d, rows, heads, t_q, dv, constants["DV_PAD"], block)
-        sums, delta, share, dsink = row_terms(d, lse, dlse, sink)
+        sums, delta, dsink = row_terms(d, lse, dlse, sink)
+        sums = sums * LOG2E.value
         if dq.numel():
             config, options = configuration("query", architecture(q), *_padded(q, v), q.element_size())
             _query_gradient_kernel[(b * heads * triton.cdiv(t_q, config["BLOCK_Q"]),)](
-                q, k, v, do, sums, delta, share, dq, *_strides(q, k, v), *numbers, **constants, **config, **options
+                q, k, v, do, sums, delta, dq, *_strides(q, k, v), *numbers, **constants, **config, **options
             )
         if dk.numel():
             config, options = configuration("key", architecture(q), *_padded(q, v), q.element_size())
             _key_gradient_kernel[(b * kv_heads * triton.cdiv(t_k, config["BLOCK_K"]),)](
-                q, k, v, do, sums, delta, share, dk, dv_, *_strides(q, k, v), *numbers, **constants, **config, **options
+                q, k, v, do, sums, delta, dk, dv_, *_strides(q, k, v), *numbers, **constants, **config, **options
             )
     return dq, dk, dv_, dsink
 
 
 def row_terms(d, lse, dlse, sink):
-    """What a row's gradients need beside its tile, all (B, H, Tq): base-2 log-sum-exp, what dS subtracts, the share; and dsink (H,)."""
-    sums = torch.where(lse == -math.inf, math.inf, lse * LOG2E.value)  # a row without keys: every probability is e^-inf
+    """What the gradients need of each row: e^(s - sums) is its probability and `delta` what dS subtracts, (B, H, Tq); and dsink (H,).
+
+    A sink's share w goes into the exponent, P = w e^(s - L) = e^(s - (L - log w)), and then e^(s - L) dlse is P dlse / w.
+    """
+    sums = lse.masked_fill(lse == -math.inf, math.inf)  # a row without keys: every probability is e^-inf
     if sink is None:
-        share, dsink = torch.ones_like(d), None
-    else:
-        share = torch.sigmoid(torch.where(lse == -math.inf, 0, lse) - sink[:, None])
-        dsink = -((1 - share) * d).sum((0, 2))
-    delta = share * d
-    return sums, delta if dlse is None else delta - dlse, share, dsink
+        return sums, d if dlse is None else d - dlse, None
+    log_share = torch.nn.functional.logsigmoid(lse.masked_fill(lse == -math.inf, 0) - sink[:, None])
+    dsink = (torch.expm1(log_share) * d).sum((0, 2))
+    log_share = log_share.clamp(min=-64)  # smaller shares are 0 to any output, but dlse is still divided by them
+    return sums - log_share, d if dlse is None else d - dlse * torch.exp(-log_share), dsink
+
+
+def _addressable(*tensors):
+    """Rows at most 2^24 elements apart, so that offsets within a tile of 128 rows fit 32 bits; tensors of any size, copied if need be."""
+    return [x if x.stride(1) < 2**24 else x.contiguous() for x in tensors]
 
 
 def _score_map(scale: float, softcap: float | None) -> tuple[float, float]:
@@ -401,16 +375,48 @@ def _constants(q, v, left, right, softcap):
 
 
 def architecture(tensor: torch.Tensor) -> int | str:
-    """What the configuration depends on: 80, 90, 100 or 120 (the family a compute capability belongs to), "gfx942" or "interpreter"."""
+    """What the configuration depends on: the family of compute capabilities (80, 90, 100, 120), "gfx942" or "interpreter"."""
     if not tensor.is_cuda:
         return "interpreter"
     if torch.version.hip:
         return "gfx942"
-    return {8: 80, 9: 90, 10: 100, 12: 120}.get(torch.cuda.get_device_capability(tensor.device)[0], 80)
+    return {9: 90, 10: 100, 12: 120}.get(torch.cuda.get_device_capability(tensor.device)[0], 80)
 
 
-def configuration(form, architecture, d_pad, dv_pad, size):
-    """Tile sizes, warps and stages of the form ("forward", "query", "key") for heads this wide and elements of `size` bytes."""
-    if architecture == "interpreter":
-        return {"BLOCK_Q": 16, "BLOCK_K": 32} if form == "key" else {"BLOCK_Q": 32, "BLOCK_K": 16}, {}
-    return {"BLOCK_Q": 128, "BLOCK_K": 64}, {"num_warps": 8, "num_stages": 2}
+def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, size: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Tile, and warps and stages, of a form ("forward", "query", "key") for heads this wide and elements of `size` bytes."""
+    width = max(d_pad, dv_pad)
+    if architecture == "interpreter":  # few elements, and no two sizes alike
+        tile, options = ((16, 32) if form == "key" else (32, 16)), {}
+    elif size == 4:  # float32 products run on the ordinary cores
+        tile, options = (32, 32) if width <= 64 else (16, 16), {"num_warps": 4, "num_stages": 1}
+    elif form == "forward":
+        stages = 3 if architecture == 90 and width <= 128 else 1 if architecture == "gfx942" else 2
+        tile, options = (128, 64 if architecture in (90, 100) and width <= 128 else 32), {"num_warps": 8, "num_stages": stages}
+    elif form == "query":
+        wide = architecture in (90, 100) and width <= 128
+        tile, options = (128 if wide else 64, 64 if wide else 32), {"num_warps": 8, "num_stages": 1 if architecture == "gfx942" else 2}
+    else:
+        tile, options = (32, 64), {"num_warps": 8, "num_stages": 1 if architecture == "gfx942" else 2}
+    return {"BLOCK_Q": tile[0], "BLOCK_K": tile[1]}, options
+
+
+def variants() -> Iterator[Variant]:
+    """Every configuration, with every switch on: the largest kernel that it compiles to."""
+    kernels = {"forward": _forward_kernel, "query": _query_gradient_kernel, "key": _key_gradient_kernel}
+    for form, dtype, width in itertools.product(kernels, ("bf16", "fp32"), (64, 128, 256)):
+        picked: dict[str, list[int | str]] = {}
+        for target in (80, 90, 100, 120, "gfx942"):
+            picked.setdefault(str(configuration(form, target, width, width, 2 if dtype == "bf16" else 4)), []).append(target)
+        for targets in picked.values():
+            tile, options = configuration(form, targets[0], width, width, 2 if dtype == "bf16" else 4)
+            switches = {"LEFT": True, "RIGHT": True, "SOFTCAP": True, "SINK": True}
+            constants = {"D": width, "DV": width, "D_PAD": width, "DV_PAD": width, **tile, **switches}
+            types = {name: "*fp32" for name in ("sink", "lse", "delta")} | {name: "fp32" for name in ("inner", "factor", "scale")}
+            types |= {name: f"*{dtype}" for name in ("q", "k", "v", "o", "do", "dq", "dk", "dv")} | dict.fromkeys(constants, "constexpr")
+            names = kernels[form].arg_names
+            signature = {name: types.get(name, "i32") for name in names}
+            divisible = tuple(name for name in names if signature[name].startswith("*") or name.startswith("stride"))
+            constants = {name: value for name, value in constants.items() if name in names}
+            tag = f"{form}-{dtype}-d{width}-{tile['BLOCK_Q']}x{tile['BLOCK_K']}-s{options['num_stages']}"
+            yield Variant(tag, kernels[form], signature, constants, options, divisible, tuple(targets))

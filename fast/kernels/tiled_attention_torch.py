@@ -1,7 +1,7 @@
 """The PyTorch twin of `tiled_attention`: the same tiles, the heads of a batch side by side, in float32.
 
-A tile is (B · Hkv, group · rows, keys): the query heads that share keys stand below each other. Probabilities and their gradients are rounded to the
-dtype of the inputs before they enter a product, as in the kernel.
+A tile is (B · Hkv, group · rows, keys): the query heads that share keys stand below each other. Probabilities and their gradients are
+rounded to the dtype of the inputs before they enter a product, as in the kernel.
 """
 
 import math
@@ -53,22 +53,21 @@ def backward_torch(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap)
     (_, t_q, _, _), (_, t_k, kv_heads, _) = q.shape, v.shape
     group = q.shape[2] // kv_heads
     d = (do.float() * o.float()).sum(-1).transpose(1, 2)  # (B, H, Tq)
-    _, delta, share, dsink = row_terms(d, lse, dlse, sink)
-    sums = torch.where(lse == -math.inf, math.inf, lse)
+    sums, delta, dsink = row_terms(d, lse, dlse, sink)
     keys, values = _heads_first(k), _heads_first(v)  # (B Hkv, Tk, D)
     dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
     dq = q.new_empty(q.shape)
     for rows in _blocks(t_q, ROWS):
         queries, gradients = _rows(q, rows, kv_heads), _rows(do, rows, kv_heads)  # (B Hkv, group rows, D)
         dq_rows = torch.zeros_like(queries)
-        row_sums, row_delta, row_share = (x[:, :, rows].reshape(*queries.shape[:2], 1) for x in (sums, delta, share))
+        row_sums, row_delta = (x[:, :, rows].reshape(*queries.shape[:2], 1) for x in (sums, delta))
         for columns, mask in _tiles(rows, t_q, t_k, left, right, q.device):
             s = _scores(queries, keys[:, columns], scale, softcap)
             p = torch.exp(s - row_sums)
             if mask is not None:
                 p.unflatten(1, (group, -1)).masked_fill_(~mask, 0)
-            dv[:, columns].baddbmm_(_as(row_share * p, q.dtype).mT, gradients)
-            ds = torch.bmm(gradients, values[:, columns].mT).mul_(row_share).sub_(row_delta).mul_(p)
+            dv[:, columns].baddbmm_(_as(p, q.dtype).mT, gradients)
+            ds = torch.bmm(gradients, values[:, columns].mT).sub_(row_delta).mul_(p)
             if softcap is not None:
                 ds = ds * (1 - (s / softcap).square())
             ds = _as(ds, q.dtype)
