@@ -1,8 +1,8 @@
 """`python -m benchmarks [PATTERN…]`: measure on this machine, print a table, write JSON and charts under `benchmarks/results/<device>/`.
 
 PATTERN is a family (`attention`), a chapter (`attention.flash`) or a glob of either. A run of whole families writes `<family>.json` and
-`<family>.svg`; a part of a family, or `--quick`, is only shown unless `--output` says where it goes. The file is written after every case,
-so that a run that is cut short has lost nothing.
+`<family>.svg`; a part of a family, or `--quick`, is only shown unless `--output` says where to write. The file is written after every
+case, so that a run that is cut short has lost nothing.
 """
 
 import argparse
@@ -110,7 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true", help="print the reports as JSON and nothing else")
     parser.add_argument("--quick", action="store_true", help="two small points of each sweep, short samples: a look, not a result")
-    parser.add_argument("--output", type=Path, help="folder for the reports (default: benchmarks/results/<device>, for whole families)")
+    where = "write DIR/<device>/<family>.json (default, for whole families: benchmarks/results)"
+    parser.add_argument("--output", type=Path, metavar="DIR", help=where)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no new case after this long")
     parser.add_argument("--no-plots", action="store_true", help="write no charts")
     options = parser.parse_args(arguments)
@@ -121,7 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     device, deadline = torch.device(options.device), time.monotonic() + options.seconds
     torch.set_num_threads(1)
     whole = not options.quick and not any("." in pattern for pattern in options.patterns)
-    folder = options.output or (RESULTS / harness.slug(device) if whole else None)
+    output = options.output or (RESULTS if whole else None)
+    folder = output / harness.slug(device) if output else None
     reports, failed, paths = [], False, []
     for family in harness.families():
         if options.patterns and not any(fnmatch(family, pattern.split(".")[0]) for pattern in options.patterns):

@@ -2,9 +2,9 @@
 
 Nothing is installed: the Python that runs this needs torch, triton, numpy, hypothesis, pytest, scipy, ml_dtypes, typer and rich, and
 `PYTHONPATH=src`. Stages, each in a process of its own with a limit of its own: the suite with profile `gpu`, family by family; determinism,
-CUDA graphs and far rows (`conformance/suite/test_gpu.py`); the benchmarks, family by family. DIR is flat: `summary.json`, rewritten after
-every stage, `check.json` (what `twofold check --json` prints, merged), a `<family>.json` of benchmarks each, and `log.txt`. A stage that
-fails, hangs or runs out of time leaves the others alone, and what it had written. Charts are drawn later: `python -m benchmarks.plots DIR`.
+CUDA graphs and far rows (`conformance/suite/test_gpu.py`); the benchmarks, family by family. DIR/<device> receives `summary.json`, rewritten
+after every stage, `check.json` (what `twofold check --json` prints, merged), a `<family>.json` of benchmarks each, and `log.txt`. A stage
+that fails, hangs or runs out of time leaves the others alone, and what it had written. Charts are drawn later: `python -m benchmarks.plots`.
 """
 
 import argparse
@@ -37,14 +37,14 @@ class Stage:
     check: bool = False
 
 
-def stages(device: str, quick: bool, output: Path) -> list[Stage]:
+def stages(device: str, quick: bool, results: Path) -> list[Stage]:
     """The suite, what only a device shows, the benchmarks; the limits add up to less than 20 minutes."""
     python, profile = sys.executable, "quick" if quick else "gpu"
     suites = [path.name for path in sorted(TESTS.iterdir()) if path.name != "suite" and any(path.glob("test_*.py"))]
     families = harness.families()
     seconds = 480 / len(families)  # each
     check = (python, "-m", "twofold.cli", "check", "--profile", profile, "--device", device, "--json")
-    bench = (python, "-m", "benchmarks", "--device", device, "--output", str(output), "--no-plots", *(["--quick"] if quick else []))
+    bench = (python, "-m", "benchmarks", "--device", device, "--output", str(results), "--no-plots", *(["--quick"] if quick else []))
     test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "suite" / "test_gpu.py"))
     return [
         *(Stage(f"check {family}", (*check, family), 510 / len(suites), check=True) for family in suites),
@@ -150,7 +150,8 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     parser = argparse.ArgumentParser("python -m benchmarks.gpu", description="The suite, determinism, CUDA graphs and benchmarks on a GPU.")
-    parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results/<device>)")
+    results = harness.ROOT / "benchmarks" / "results"
+    parser.add_argument("--output", type=Path, default=results, metavar="DIR", help="write to DIR/<device> (default: benchmarks/results)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu only to try the machinery")
     parser.add_argument("--quick", action="store_true", help="few examples, two sizes of each sweep")
     parser.add_argument("--only", nargs="+", metavar="STAGE", default=["*"], help="globs of stage names: 'check *', device, 'benchmarks *'")
@@ -158,9 +159,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here; --device cpu --quick tries the machinery")
     device = torch.device(options.device)
-    output = (options.output or harness.ROOT / "benchmarks" / "results" / harness.slug(device)).resolve()
+    results = options.output.resolve()  # stages run elsewhere
+    output = results / harness.slug(device)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`: no stage outlives this process
-    todo = [each for each in stages(options.device, options.quick, output) if any(fnmatch(each.name, only) for only in options.only)]
+    todo = [each for each in stages(options.device, options.quick, results) if any(fnmatch(each.name, only) for only in options.only)]
     if not todo:
         parser.error(f"no stage is named {' '.join(options.only)}")
     summary = run(todo, output, {"machine": harness.machine(device), "quick": options.quick})

@@ -13,7 +13,8 @@ from typing import Any
 __all__ = ["draw"]
 
 GRAY = "#7f8790"
-COLORS = ["#e4572e", "#2a9d8f", "#4f8fd6", "#c9a227", "#a06cd5", "#7d9d3c", "#d45d9e"]
+OURS = "#e4572e"
+COLORS = ["#2a9d8f", "#4f8fd6", "#c9a227", "#a06cd5", "#7d9d3c", "#d45d9e"]
 
 
 def draw(path: Path) -> Path | None:
@@ -34,7 +35,7 @@ def draw(path: Path) -> Path | None:
     with plt.rc_context(style):
         figure, panels = plt.subplots(rows, columns, figsize=(5.2 * columns, 3.6 * rows), squeeze=False, layout="constrained")
         everyone = list(dict.fromkeys(row["who"] for results in sweeps.values() for row in results))
-        colors = {who: COLORS[i % len(COLORS)] for i, who in enumerate(everyone)}
+        colors = {who: COLORS[i % len(COLORS)] for i, who in enumerate(everyone)} | {"twofold": OURS}
         for panel, (title, results) in zip(panels.flat, sweeps.items(), strict=False):
             _panel(panel, title, results, colors)
         for panel in panels.flat[len(sweeps) :]:
@@ -60,7 +61,8 @@ def _panel(panel: Any, title: str, results: list[dict[str, Any]], colors: dict[s
     for who in dict.fromkeys(row["who"] for row in results):
         points = sorted((row["at"], row["seconds"] * 1e3) for row in results if row["who"] == who)
         label = who if next(row for row in results if row["who"] == who)["same"] else f"{who} (another function)"
-        panel.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, color=colors[who], label=label)
+        width = 2 if who == "twofold" else 1.2
+        panel.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=width, color=colors[who], label=label)
     floor = sorted({(row["at"], row["floor"] * 1e3) for row in results})
     panel.plot(*zip(*floor, strict=True), linestyle="--", linewidth=1, color=GRAY, label="floor of this machine")
     for model in dict.fromkeys(model for row in results for model in row["prediction"]):

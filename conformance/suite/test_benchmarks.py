@@ -95,13 +95,15 @@ if ROOT:  # benchmarks are not part of an installed wheel
     def test_command_writes_reports_and_prints_json(toy, tmp_path, capsys):
         assert command.main(["--device", "cpu", "--quick", "--json", "--no-plots", "--output", str(tmp_path)]) == 0
         (report,) = json.loads(capsys.readouterr().out)
-        assert report == json.loads((tmp_path / "toy.json").read_text()) and [path.name for path in tmp_path.iterdir()] == ["toy.json"]
+        (path,) = (tmp_path / harness.slug(CPU)).iterdir()
+        assert path.name == "toy.json" and report == json.loads(path.read_text())
         assert [(row["at"], row["who"]) for row in report["results"]] == [(at, who) for at in (1, 10) for who in ("twofold", "peer")]
         assert report["ceilings"] == LIMITS and report["quick"] and report["not_reached"] == 0 and report["machine"]["versions"]["torch"]
 
     def test_command_stops_in_time_and_shows_what_it_has(toy, tmp_path, capsys):
         assert command.main(["toy", "--device", "cpu", "--no-plots", "--seconds", "-1", "--output", str(tmp_path)]) == 0
-        assert json.loads((tmp_path / "toy.json").read_text())["not_reached"] == 3 and "3 cases were not reached" in capsys.readouterr().out
+        assert json.loads((tmp_path / harness.slug(CPU) / "toy.json").read_text())["not_reached"] == 3
+        assert "3 cases were not reached" in capsys.readouterr().out
 
     def test_command_fails_where_twofold_fails_and_where_nothing_is_named(toy, tmp_path, capsys):
         assert command.main(["nothing", "--device", "cpu"]) == 2 and "families: toy" in capsys.readouterr().err
@@ -117,7 +119,7 @@ if ROOT:  # benchmarks are not part of an installed wheel
 
     def test_charts_are_drawn_from_reports(toy, tmp_path):
         assert command.main(["--device", "cpu", "--output", str(tmp_path)]) == 0
-        chart = (tmp_path / "toy.svg").read_text()
+        chart = (tmp_path / harness.slug(CPU) / "toy.svg").read_text()
         root = ElementTree.fromstring(chart)
         assert "floor of this machine" in chart and "twofold" in chart and not root.findall(".//{http://www.w3.org/2000/svg}image")
         single = tmp_path / "single.json"
@@ -162,7 +164,7 @@ if ROOT:  # benchmarks are not part of an installed wheel
         assert all(text in (tmp_path / "log.txt").read_text() for text in ("crashed here", "seen in the log"))
 
     def test_stages_fit_twenty_minutes_and_eight_files(tmp_path):
-        stages = gpu.stages("cuda", quick=False, output=tmp_path)
+        stages = gpu.stages("cuda", quick=False, results=tmp_path)
         assert sum(stage.seconds for stage in stages) < 20 * 60
         assert len(["summary.json", "check.json", "log.txt", *harness.families()]) <= 8
 
@@ -171,4 +173,4 @@ if ROOT:  # benchmarks are not part of an installed wheel
         assert gpu.main(["--device", "cpu", "--quick", "--only", "benchmarks spec*", "--output", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
         assert "of the floor" in printed and "passed  benchmarks speculative" in printed
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "speculative.json", "summary.json"]
+        assert sorted(path.name for path in (tmp_path / harness.slug(CPU)).iterdir()) == ["log.txt", "speculative.json", "summary.json"]
