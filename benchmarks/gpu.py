@@ -1,10 +1,10 @@
-"""`python -m benchmarks.gpu [--output DIR]`: all that a machine with a GPU can tell, in one go of less than 20 minutes.
+"""`python -m benchmarks.gpu [--output DIR]`: all that a machine with a GPU can tell, in one go of at most 20 minutes.
 
 Nothing is installed: the Python that runs this needs torch, triton, numpy, hypothesis, pytest, scipy, ml_dtypes, typer and rich, and
 `PYTHONPATH=src`. Stages, each in a process of its own with a limit of its own: the suite with profile `gpu`, family by family; determinism,
-CUDA graphs and far rows (`conformance/suite/test_gpu.py`); the benchmarks, family by family. DIR/<device> receives `summary.json`, rewritten
+CUDA graphs and far rows (`conformance/suite/test_gpu.py`); the benchmarks, family by family. DIR/<device> gets `summary.json`, rewritten
 after every stage, `check.json` (what `twofold check --json` prints, merged), a `<family>.json` of benchmarks each, and `log.txt`. A stage
-that fails, hangs or runs out of time leaves the others alone, and what it had written. Charts are drawn later: `python -m benchmarks.plots`.
+that fails, hangs or runs out of time leaves the others alone, and what it had written. Charts are drawn later, by `benchmarks.plots`.
 """
 
 import argparse
