@@ -12,7 +12,7 @@ HALF = torch.full((2, 3, 4), 0.25)
 
 
 def uniforms(accept=0.5, token=0.5, B=2, gamma=2):
-    return {"accept": torch.full((B, gamma), accept), "token": torch.full((B,), token)}
+    return {"accept": torch.full((B, gamma), float(accept)), "token": torch.full((B,), float(token))}
 
 
 @pytest.mark.parametrize("rows", ["p at the token", "p elsewhere", "q at the token", "q elsewhere", "bonus", "infinity", "no mass"])
@@ -66,7 +66,7 @@ def test_lengths_are_clamped_and_an_empty_batch_is_empty(fast):
 
 
 WRONG = {
-    "gamma + 1 = 3": dict(p=HALF[:, :2]),
+    r"gamma \+ 1 = 3": dict(p=HALF[:, :2]),
     "q must have shape": dict(q=HALF[:1, :2]),
     "q must have dtype|q must have the dtype": dict(q=HALF[:, :2].half()),
     "p must have dtype": dict(p=HALF.double(), q=HALF[:, :2].double()),

@@ -92,8 +92,8 @@ def test_tokens_are_the_specs_wherever_rounding_could_not_matter(fast, form, gam
     softmax = lambda rng, *shape: rounded(rng.dirichlet(np.full(shape[-1], 0.5), shape[:-1]), dtype)
     p, q, draft, lengths = problem(rng, 8, gamma, V, softmax)
     accept, token = (rounded(rng.integers(0, 2**24, shape) / 2**24, "float32") for shape in ((8, gamma), 8))
-    lenience = rounded(np.array(0.7), "float32")
-    kept, drawn, spec_kept, spec_drawn, sure = both(fast, form, rng, p, q, draft, lengths, accept, token, float(lenience), dtype)
+    lenience = float(rounded(np.array([0.7]), "float32")[0])
+    kept, drawn, spec_kept, spec_drawn, sure = both(fast, form, rng, p, q, draft, lengths, accept, token, lenience, dtype)
     exactly(kept[sure], spec_kept[sure], "kept")
     exactly(drawn[sure], spec_drawn[sure], "token")
     unsure.extend(~sure)
@@ -153,7 +153,7 @@ def test_one_hot_rows_and_lenience_one_change_no_bit(fast, gamma, V, seed):
 
 
 def test_seeded_outputs_follow_the_exact_law(fast):
-    B = 20_000 if fast.side == "torch" else 600  # the interpreter takes a millisecond per program
+    B = 20_000 if fast.side == "torch" else 100  # the interpreter takes a millisecond per program
     rng, rows = np.random.default_rng(11), lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
     p, q = rows(TARGET), rows(DRAFT)
     first = rng.choice(3, B, p=q[0])
@@ -172,7 +172,7 @@ def test_seeded_outputs_follow_the_exact_law(fast):
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_one_others(fast):
-    p = torch.full((64, 2, 50), 0.02)
-    run = lambda seed: torch.stack(fast.verify_onehot(p, torch.zeros(64, 1, dtype=torch.int32), seed=seed))
+    p = torch.full((8, 2, 50), 0.02)
+    run = lambda seed: torch.stack(fast.verify_onehot(p, torch.zeros(8, 1, dtype=torch.int32), seed=seed))
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
     assert run(1).dtype == torch.int32

@@ -6,7 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twofold.conformance.inputs import array, seeds
 from twofold.spec.speculative import ngram_lm
@@ -88,7 +89,8 @@ def test_leading_axes_are_free(fast):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ((torch.tensor([0, 3]), 2, 3), "tokens must lie in 0"), ((torch.tensor([0]), 0, 3), "at least 1"), ((torch.tensor([0]), 8, 256), "below 2"),
+    ((torch.tensor([0, 3]), 2, 3), "tokens must lie in 0"),
+    ((torch.tensor([0]), 0, 3), "at least 1"), ((torch.tensor([0]), 8, 256), "below 2"),
     ((torch.tensor([0.5]), 2, 3), "tokens must have dtype"), ((torch.tensor([[0]]), 2, 3), "tokens must have shape"),
 ])  # fmt: skip
 def test_wrong_arguments_are_named(fast, arguments, message):

@@ -76,5 +76,5 @@ def _verify(p, q, draft, lenience, lengths, accept, token, seed, request, positi
 
 def _innermost_contiguous(**tensors):
     for name, tensor in tensors.items():
-        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        if tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")

@@ -91,7 +91,7 @@ def penalize(logits, counts, repetition=1, presence=0, frequency=0, bias=None):
 
 def _rank(p):
     """The row in descending order, equals by ascending id, and each token's place in it."""
-    ordered, ids = p.sort(-1, descending=True, stable=True)
+    ordered, ids = p.sort(dim=-1, descending=True, stable=True)
     places = torch.arange(p.shape[-1], device=p.device).expand_as(ids)
     return ordered, torch.empty_like(ids).scatter_(-1, ids, places)
 
@@ -122,7 +122,8 @@ def _check(**tensors):
     if rows.ndim == 0 or rows.shape[-1] == 0:
         raise ValueError(f"{first} must have shape (..., V) with V at least 1, not {tuple(rows.shape)}")
     for name, tensor in rest:
-        if tensor is not None and (tensor.ndim == 0 or torch.broadcast_shapes(tensor.shape, rows.shape) != rows.shape):
+        sizes = [] if tensor is None else list(zip(reversed(tensor.shape), reversed(rows.shape)))
+        if tensor is not None and not (0 < tensor.ndim <= rows.ndim and all(size in (1, whole) for size, whole in sizes)):
             raise ValueError(f"{name} must broadcast to {first}, shape {tuple(rows.shape)}, not {tuple(tensor.shape)}")
         if name == "mask" and tensor is not None:
             checks.dtypes(torch.bool, mask=tensor)
