@@ -1,7 +1,7 @@
 """Versions of Triton that are publicly known to compile right kernels into wrong programs, by architecture.
 
-Only what a public issue reports is here, with the versions that its reporters measured; nothing was reproduced for this list. `fixed` is the
-first version reported right, None where no report says so. A kernel may still be right there: each entry says what kind of kernel was hit.
+Only what a public issue reports is here, with the versions that its reporters measured; nothing was reproduced for this list. `fixed` is
+the first version reported right, None where no report says so. A kernel may still be right there: each entry says what kind was hit.
 
 >>> [entry.issue for entry in known_bad("3.7.0", "sm_90")]
 ['fla-org/flash-linear-attention#640', 'fla-org/flash-linear-attention#984']
@@ -41,8 +41,8 @@ KNOWN_BAD = (
     ),
     KnownBad(
         "triton-lang/triton#9871", "3.6.0", "3.7.0", ("sm_100",),
-        "products in a recurrence with a loop bound known only at run time race, in 4 warps and 32-wide tiles: results differ from run to run "
-        "(fixed by #9615)",
+        "products in a recurrence with a loop bound known only at run time race, in 4 warps and 32-wide tiles: results differ from run "
+        "to run (fixed by #9615)",
     ),
     KnownBad(
         "triton-lang/triton#10590", "3.6.0", None, ("sm_103",),
@@ -50,7 +50,8 @@ KNOWN_BAD = (
     ),
     KnownBad(
         "triton-lang/triton#10821", "3.6.0", None, ("sm_103",),
-        "two products that add to one accumulator inside a loop give wrong sums, the same in every run; also in 3.7.1 and on main in July 2026",
+        "two products that add to one accumulator inside a loop give wrong sums, the same in every run; also in 3.7.1 and on main in "
+        "July 2026",
     ),
     KnownBad(
         "triton-lang/triton#11153", "3.7.0", None, ("sm_86",),
