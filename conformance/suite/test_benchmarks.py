@@ -5,6 +5,8 @@ import json
 import math
 import sys
 import types
+from contextlib import contextmanager, nullcontext
+from unittest.mock import Mock
 from xml.etree import ElementTree
 
 import pytest
@@ -37,6 +39,54 @@ if ROOT:  # benchmarks are not part of an installed wheel
         seen = []
         timing = harness.measure(seen.append, [(1,), (2,), (3,)], budget=0.001)
         assert seen[3:][:7] == [1, 2, 3, 1, 2, 3, 1] and timing.n >= 5 and timing.best <= timing.seconds
+
+    class Device:
+        """A GPU of the imagination: calls move its clock, events read it, a graph replays what was called while it was captured."""
+
+        def __init__(self):
+            self.now, self.calls, self.begun = 0.0, [], 0
+
+        def takes(self, seconds):
+            def function(x):
+                self.calls.append(x)
+                self.now += seconds
+
+            return function
+
+        @contextmanager
+        def graph(self, graph):
+            self.begun, start = len(self.calls), self.now
+            yield
+            passed = self.now - start
+            graph.replay = lambda: setattr(self, "now", self.now + passed)
+
+        def Event(self, enable_timing):
+            event = Mock(elapsed_time=lambda end: 1e3 * (end.at - event.at))
+            event.record = lambda: setattr(event, "at", self.now)
+            return event
+
+    @pytest.fixture
+    def device(monkeypatch):
+        imagined = Device()
+        monkeypatch.setattr(harness, "time", Mock(perf_counter=lambda: imagined.now))
+        fake = {"Event": imagined.Event, "CUDAGraph": Mock, "graph": imagined.graph, "synchronize": Mock(), "Stream": Mock}
+        for name, value in (fake | {"current_stream": Mock(), "stream": lambda stream: nullcontext()}).items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        return imagined
+
+    def test_short_calls_on_a_gpu_are_timed_as_a_graph_that_goes_round_all_inputs(device):
+        sample, how = harness._device_stopwatch(device.takes(2**-13), [("x",), ("y",)])
+        captured = device.calls[device.begun :]
+        assert how == "graph" and len(captured) == 9 and set(captured) == {"x", "y"} and sample() == 2**-13
+
+    def test_long_calls_on_a_gpu_are_timed_between_events(device):
+        sample, how = harness._device_stopwatch(device.takes(2**-9), [("x",), ("y",)])
+        assert how == "events" and device.begun == 0 and sample() == 2**-9
+
+    def test_what_cannot_be_captured_says_so(device, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "graph", Mock(side_effect=RuntimeError("this peer waits for the device")))
+        sample, how = harness._device_stopwatch(device.takes(2**-13), [("x",), ("y",)])
+        assert how == "events, launches included (no graph: RuntimeError: this peer waits for the device)" and sample() == 2**-13
 
     def test_copies_of_the_inputs_outgrow_the_cache():
         sets = harness._copies(case(bytes=harness.cache_bytes(CPU) / 8), torch.Generator(), CPU)
