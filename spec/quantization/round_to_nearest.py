@@ -16,13 +16,12 @@ $m$ and $M$ the group's least and greatest value, $c = \max|w|$, and $\lfloor\cd
 | `centred` | $(M-m)/R$ | $m + 2^{b-1}s$ | as `min` | $(q-2^{b-1})s+z$ |
 
 where $m' = \min(0, m)$ and $M' = \max(0, M)$ keep 0 on the grid; both 0 become -1 and 1. Elsewhere a scale of 0 (an all-zero group,
-for the last three a constant one) becomes 1. So all-zero groups dequantize to 0 everywhere, constant ones exactly on the last three.
+for the last three a constant one) becomes 1. So all-zero groups dequantize to 0 on every grid, constant ones to themselves on the last three.
 
-| name | symbol | shape | meaning |
-|---|---|---|---|
-| `weight`, `x` | $w$, $x$ | `(N, K)`, `(T, K)` | $y = x\hat W^\top$ |
-| `codes` | $q$ | `(N, K)` | integers |
-| `scale`, `zero` | $s$, $z$ | `(N, ceil(K / group_size))` | one per group |
+| name | symbol | shape |
+|---|---|---|
+| `weight`, `codes` | $w$, $q$ | `(N, K)`; `x` is `(T, K)`, and $y = x\hat W^\top$ |
+| `scale`, `zero` | $s$, $z$ | `(N, ceil(K / group_size))` |
 
 Deviations: `full` follows released GPTQ checkpoints with a fixed zero: +c becomes (1 - 1/R) c and -c becomes -(1 + 1/R) c. Who stores
 scales in 16 bits stores them first, and codes with what was stored. One scale per tensor is `weight.reshape(1, -1)` with None.
@@ -42,8 +41,8 @@ def parameters(weight, bits, group_size, grid):
     _check(bits, group_size, grid)
     if not np.all(np.isfinite(weight)):
         raise ValueError("weight must be finite")
-    size = group_size or max(weight.shape[1], 1)
-    fitted = [_fit(weight[:, start : start + size], bits, grid) for start in range(0, weight.shape[1], size)]
+    starts = range(0, weight.shape[1], group_size or max(weight.shape[1], 1))
+    fitted = [_fit(weight[:, start : start + (group_size or weight.shape[1])], bits, grid) for start in starts]
     return tuple(np.stack([pair[i] for pair in fitted], 1) if fitted else np.ones((len(weight), 0)) for i in (0, 1))
 
 
@@ -52,11 +51,8 @@ def _fit(group, bits, grid):
     if grid == "zero_point":
         low, high = np.minimum(low, 0), np.maximum(high, 0)                              # 0 gets a code of its own
         low, high = np.where(low == high, -1, low), np.where(low == high, 1, high)
-    if grid in ("absmax", "full"):
-        largest = np.maximum(-low, high)
-        scale = largest / (half - 1) if grid == "absmax" else 2 * largest / top
-    else:
-        scale = (high - low) / top
+    largest = np.maximum(-low, high)
+    scale = largest / (half - 1) if grid == "absmax" else (2 * largest if grid == "full" else high - low) / top
     scale = np.where(scale == 0, 1, scale)
     zeros = {"absmax": 0 * scale, "full": 0 * scale + half, "zero_point": np.rint((0 - low) / scale)}
     return scale, (zeros | {"min": low, "float_zero": (0 - low) / scale, "centred": low + half * scale})[grid]
@@ -72,12 +68,8 @@ def quantize(weight, scale, zero, bits, group_size, grid):
     s, z, half = *_per_column(scale, zero, group_size, weight.shape[1]), 2 ** (bits - 1)
     if grid == "absmax":
         return np.clip(np.rint(weight / s), 1 - half, half - 1).astype(int)
-    if grid == "min":
-        code = np.rint((weight - z) / s)
-    elif grid == "centred":
-        code = np.rint((weight - z) / s + half)
-    else:
-        code = np.rint(weight / s + z) if grid == "float_zero" else np.rint(weight / s) + z
+    real = weight / s + z if grid == "float_zero" else (weight - z) / s + (half if grid == "centred" else 0)
+    code = np.rint(weight / s) + z if grid in ("full", "zero_point") else np.rint(real)
     return np.clip(code, 0, 2**bits - 1).astype(int)
 
 
@@ -102,24 +94,18 @@ def matmul(x, codes, scale, zero, bits, group_size, grid):
 
 
 def matmul_int8(x_codes, x_scale, codes, scale, bias=None):
-    """Both operands as `absmax` codes, one scale per token `(T, 1)` and per channel `(N, 1)`: an exact integer product, scaled after.
-
-    >>> matmul_int8(np.full((1, 3), 127), np.array([[0.5]]), np.full((1, 3), 127), np.array([[2.0]])).tolist()
-    [[48387.0]]
-    """
+    """Both operands as `absmax` codes, one scale per token `(T, 1)` and per channel `(N, 1)`: an exact integer product, scaled after."""
     total = np.asarray(x_codes, np.int64) @ np.asarray(codes, np.int64).T                # (T, N), never rounded
-    y = total * (x_scale * scale.T)
-    return y if bias is None else y + bias
+    return total * (x_scale * scale.T) + (0 if bias is None else bias)
 
 
 def convert(scale, zero, bits, grid_from, grid_to):
     """The same values from the same codes, told in another grid: a real zero can tell the offset of every unsigned grid."""
     if "absmax" in (grid_from, grid_to) or (grid_from != grid_to and grid_to in ("full", "zero_point")):
         raise ValueError(f"no zero of {grid_to!r} tells every offset of {grid_from!r}")
-    half = 2 ** (bits - 1)
-    offset = {"min": zero, "centred": zero - half * scale}.get(grid_from, -zero * scale)  # the value of code 0
-    told = {"min": offset, "centred": offset + half * scale, "float_zero": -offset / scale}
-    return scale, zero if grid_from == grid_to else told[grid_to]
+    middle = 2 ** (bits - 1) * scale
+    offset = {"min": zero, "centred": zero - middle}.get(grid_from, -zero * scale)       # the value of code 0
+    return scale, zero if grid_from == grid_to else {"min": offset, "centred": offset + middle, "float_zero": -offset / scale}[grid_to]
 
 
 def _per_column(scale, zero, group_size, columns):
@@ -129,7 +115,5 @@ def _per_column(scale, zero, group_size, columns):
 def _check(bits, group_size, grid):
     if grid not in ("absmax", "full", "zero_point", "min", "float_zero", "centred"):
         raise ValueError(f"unknown grid {grid!r}")
-    if not (2 if grid == "absmax" else 1) <= bits <= 8:
-        raise ValueError(f"bits must be from 1 to 8 (absmax: from 2), not {bits}")
-    if group_size is not None and group_size < 1:
-        raise ValueError(f"group_size must be at least 1, or None for one group per row, not {group_size}")
+    if not (2 if grid == "absmax" else 1) <= bits <= 8 or (group_size is not None and group_size < 1):
+        raise ValueError(f"bits must be from 1 to 8 (absmax: from 2), group_size at least 1 or None, not {bits}, {group_size}")
