@@ -40,13 +40,13 @@ def _accept(
     else:
         qx = lenience * tl.load(q + b * q_request + i * q_row + x, mask=known, other=0.0).to(tl.float32)
     kept = known & (qx > 0) & (u * qx < px)  # what q cannot have drawn is refused, and so is a NaN
-    refused = tl.min(tl.where(kept, GAMMA, i), axis=0)
-    tl.store(accepted + b, tl.minimum(refused, length).to(accepted.dtype.element_ty))
+    refused = tl.min(tl.where(kept, GAMMA, i), axis=0)  # at most the length: what lies beyond is never kept
+    tl.store(accepted + b, refused.to(accepted.dtype.element_ty))
 
 
 @triton.jit
 def _length(lengths, b, gamma, RAGGED: tl.constexpr):
-    length = gamma.to(tl.int64)
+    length = tl.cast(gamma, tl.int64)  # Triton makes a gamma of 1 a constant
     if RAGGED:
         length = tl.minimum(tl.maximum(tl.load(lengths + b).to(tl.int64), 0), length)
     return length
