@@ -1,7 +1,8 @@
 """What only a real device shows: the same bits in every run, CUDA graphs replayed on other inputs, rows beyond 32-bit offsets.
 
-Each operation that a kernel carries is a function of the tensors that `tensors` makes. On a GPU the sizes fill many multiprocessors; in the
-interpreter they are a few blocks, and the laws of graphs and of far rows wait for a device.
+Each operation that a kernel carries is a function of the tensors that `tensors` makes. On a GPU the sizes fill many multiprocessors.
+Elsewhere small ones go through the PyTorch twins, so that at least the operations are known to run; the laws of graphs and of far rows
+wait for a device.
 """
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from twofold.conformance import target
 from twofold.conformance.compare import exactly
+from twofold.fast import backend
 from twofold.fast.attention import flash
 from twofold.fast.linear_attention import gla
 from twofold.fast.number_formats import bit_packing
@@ -69,6 +71,12 @@ OPERATIONS = {
     "int8 product": (projected, lambda x, weight: multiplied_int8(x, weight)),
 }
 each_operation = pytest.mark.parametrize("shapes, operation", OPERATIONS.values(), ids=OPERATIONS)
+
+
+@pytest.fixture(autouse=True)
+def side():
+    with backend.use("triton" if GPU else "torch"):
+        yield
 
 
 def tensors(shapes, seed):
