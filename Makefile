@@ -58,7 +58,7 @@ readme: $(READY) ## write the generated part of README.md anew
 
 # A machine with a GPU has its own PyTorch and Triton, so nothing is installed there.
 gpu: ## on a machine with a GPU, with its own Python: the suite, determinism, CUDA graphs, benchmarks
-	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu --output "$${OUT:-benchmarks/results}"
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu $(if $(OUT),--output "$(OUT)")
 
 clean: ## remove what was built
 	rm -rf $(VENV) site dist build

@@ -7,8 +7,8 @@ from twofold import discovery
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- state: written by `make readme` -->", "<!-- end of state -->"
-ON_CPU = "docs/evidence/check.json"  # what `make evidence` wrote
-ON_GPU = "benchmarks/results/*/check.json"  # what `make gpu` wrote, on each GPU it ran on
+ON_CPU = ROOT / "docs" / "evidence" / "check.json"  # what `make evidence` wrote
+RESULTS = ROOT / "benchmarks" / "results"  # a folder per device: what `make gpu` and `make bench` wrote
 
 
 def renewed(text: str) -> str:
@@ -20,21 +20,32 @@ def renewed(text: str) -> str:
 
 def state() -> str:
     """A table of the chapters, and a sentence about GPUs."""
-    cpu, gpu = passed(ON_CPU), passed(ON_GPU)
+    devices = gpus()
+    cpu, gpu = passed([ON_CPU] if ON_CPU.exists() else []), passed([device / "check.json" for device in devices])
     rows = ["| chapter | forms | spec | fast | tests | page | checks on a CPU | on a GPU |", "|---|---|:-:|:-:|:-:|:-:|---|---|"]
     for chapter in discovery.chapters():
         forms = " ".join(f"`{form}`" for form in chapter.forms)
         parts = " | ".join(link(part) for part in (chapter.spec, chapter.fast, chapter.conformance, chapter.docs))
         rows.append(f"| {chapter.name} | {forms} | {parts} | {cpu.get(chapter.name, 'not yet')} | {gpu.get(chapter.name, 'not yet')} |")
-    devices = sorted(path.parent.name for path in ROOT.glob(ON_GPU))
-    where = f"Checked on {', '.join(devices)}." if devices else "**No kernel here has run on a GPU yet.**"
+    names = ", ".join(device.name for device in devices)
+    where = f"The GPUs: {names}." if names else "**No kernel here has run on a GPU yet**, and no speed of one is claimed."
     return "\n".join([*rows, "", where])
 
 
-def passed(records: str) -> dict[str, str]:
-    """Per chapter, how many checks passed and, if any, failed, in all records that match."""
+def gpus() -> list[Path]:
+    """The folders of results whose checks ran on a GPU, and not on a CPU to try the machinery."""
+    found = []
+    for summary in sorted(RESULTS.glob("*/summary.json")):
+        commands = [stage["command"] for stage in json.loads(summary.read_text(encoding="utf-8"))["stages"].values()]
+        if any("check --profile gpu --device cuda" in command for command in commands):
+            found.append(summary.parent)
+    return found
+
+
+def passed(records: list[Path]) -> dict[str, str]:
+    """Per chapter, how many checks passed and, if any, failed, in all these records."""
     counts: dict[str, list[int]] = {}
-    for record in sorted(ROOT.glob(records)):
+    for record in records:
         for name, chapter in json.loads(record.read_text(encoding="utf-8"))["chapters"].items():
             sums = counts.setdefault(name, [0, 0])
             counts[name] = [sums[0] + chapter["passed"], sums[1] + chapter["failed"]]

@@ -10,22 +10,18 @@ import pytest
 from twofold import discovery
 from twofold.cli import check
 
-CHAPTER = "speculative.chain"  # its laws are exact and quick
+CHAPTER = "speculative.cost"  # plain arithmetic: its tests are quick
 
 RIGHT = """
-from types import SimpleNamespace
-from twofold.fast.speculative import chain
-CHAPTERS = {"speculative.chain": chain}
+from twofold.fast.speculative import cost
+CHAPTERS = {"speculative.cost": cost}
 """
 WRONG = """
 from types import SimpleNamespace
-from twofold.fast.speculative import chain
-
-def verify(p, q, draft, **rest):
-    kept, token = chain.verify(p, q, draft, **rest)
-    return kept, token.clamp(max=p.shape[-1] - 2)  # never the last token of the vocabulary
-
-CHAPTERS = {"speculative.chain": SimpleNamespace(verify=verify)}
+from twofold.fast.speculative import cost
+forms = {name: getattr(cost, name) for name in cost.__all__}
+forms["speedup"] = lambda alpha, gamma, c: cost.speedup(alpha, gamma + 1, c)  # drafts one token more than it says
+CHAPTERS = {"speculative.cost": SimpleNamespace(**forms)}
 """
 NOTHING = "CHAPTERS = {}"
 
@@ -74,7 +70,7 @@ def test_show_prints_the_spec_as_it_stands():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["show", "speculative.chian"], "did you mean speculative.chain"),
+        (["show", "speculative.cots"], "did you mean speculative.cost"),
         (["check", "speculativ"], "did you mean speculative"),
         (["check", CHAPTER, "--target", "no_such_module"], "no such module"),
         (["bugs", "speculative.chian"], "did you mean speculative.chain"),
@@ -98,7 +94,7 @@ def test_patterns_are_families_chapters_and_globs():
     assert everything == sorted(everything) and CHAPTER in everything
     assert names(CHAPTER) == [CHAPTER]
     assert names("speculative") == names("speculative.*") == [name for name in everything if name.startswith("speculative.")]
-    assert names("*.chain", CHAPTER) == [CHAPTER]
+    assert names("*.cost", CHAPTER) == [CHAPTER]
     with pytest.raises(discovery.Unknown, match="did you mean attention"):
         names("atention")
 
@@ -124,12 +120,12 @@ def test_check_passes_a_right_implementation_and_keeps_its_contract(targets):
 def test_check_fails_a_wrong_implementation_and_shows_where(targets):
     done = twofold("check", CHAPTER, "--target", "target_wrong", "--profile", "quick", folder=targets)
     assert done.returncode == 1
-    assert "FAILED" in done.stdout and "0 failed" not in done.stdout and "test_chain.py" in done.stdout
+    assert "FAILED" in done.stdout and "0 failed" not in done.stdout and "test_cost.py" in done.stdout
 
 
 def test_check_tells_what_a_target_lacks(targets):
     done = twofold("check", CHAPTER, "--target", "target_nothing", "--profile", "quick", folder=targets)
-    assert "target_nothing has no speculative.chain" in done.stdout
+    assert "target_nothing has no speculative.cost" in done.stdout
 
 
 def event(outcome, ratio=None, **rest):

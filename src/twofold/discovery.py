@@ -106,8 +106,8 @@ def tests(chapter: Chapter) -> list[Path]:
 def _nearest(name: str) -> str:
     by_word = {chapter.algorithm: chapter.name for chapter in chapters()}
     by_word |= {chapter.name: chapter.name for chapter in chapters()} | {chapter.family: chapter.family for chapter in chapters()}
-    near = {by_word[word] for word in difflib.get_close_matches(name, by_word, n=3)}
-    return f"no chapter matches {name!r}: " + (f"did you mean {' or '.join(sorted(near))}?" if near else "`twofold list` shows them all")
+    near = dict.fromkeys(by_word[word] for word in difflib.get_close_matches(name, by_word, n=3))
+    return f"no chapter matches {name!r}: " + (f"did you mean {' or '.join(near)}?" if near else "`twofold list` shows them all")
 
 
 def _read(family: str, algorithm: str) -> Chapter:

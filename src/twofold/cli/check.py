@@ -119,7 +119,9 @@ def _environment(target: str | None, device: str | None, profile: str) -> dict[s
         raise Unavailable("--device cuda: PyTorch sees no GPU here")
     if device:
         environment["TWOFOLD_DEVICE"] = device
-    if device == "cpu" or not gpu():
+    if device == "cuda":
+        environment.pop("TRITON_INTERPRET", None)
+    elif device == "cpu" or not gpu():
         environment["TRITON_INTERPRET"] = "1"
     if target:
         if not PathFinder.find_spec(target.partition(".")[0], [os.getcwd(), *sys.path]):

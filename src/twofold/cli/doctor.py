@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+from twofold.cli import check
 from twofold.cli.console import console, table
 
 __all__ = ["examine", "show"]
@@ -20,13 +21,14 @@ arch = [getattr(torch.cuda.get_device_properties(i), "gcnArchName", "").partitio
         "sm_%d%d" % torch.cuda.get_device_capability(i) for i in range(len(names))]
 print(json.dumps([{"name": n, "architecture": a} for n, a in zip(names, arch)]))
 """
+SAMPLE = "number_formats.bit_packing"  # a kernel whose every result is exact
 INTERPRETER = "from twofold.conformance import interpreter; interpreter.install(); interpreter.self_test()"
 
 
 def examine() -> dict[str, Any]:
     """Everything found, and `healthy`: whether nothing was wrong."""
     versions = {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
-    findings: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "gpus": [], "problems": []}
+    findings: dict[str, Any] = {"versions": versions, "platform": platform.platform(), "gpus": [], "problems": [], "warnings": []}
     problems = findings["problems"]
     if versions["torch"] is None:
         problems.append("torch is missing, so only twofold.spec runs: install twofold with its extra 'fast'")
@@ -40,6 +42,13 @@ def examine() -> dict[str, Any]:
         error = _python(INTERPRETER, TRITON_INTERPRET="1")[1]
         findings["interpreter"] = error or "self-test passed"
         problems += [f"Triton's interpreter: {error}"] if error else []
+        findings["warnings"] = _known_bad(versions["triton"], {gpu["architecture"] for gpu in findings["gpus"]})
+    try:
+        sample = check.run([SAMPLE], profile="quick", progress=False)
+        findings["sample"] = f"{SAMPLE}: {sample['passed']} passed, {sample['failed']} failed"
+        problems += [f"the suite fails on {SAMPLE}: twofold check {SAMPLE}"] if sample["failed"] else []
+    except check.Unavailable as error:
+        findings["sample"] = str(error)
     findings["healthy"] = not problems
     return findings
 
@@ -50,11 +59,21 @@ def show(findings: dict[str, Any]) -> None:
         machine.add_row(name, version or "missing")
     machine.add_row("GPU", ", ".join(f"{gpu['name']} ({gpu['architecture']})" for gpu in findings["gpus"]) or "none")
     machine.add_row("interpreter", findings["interpreter"])
+    machine.add_row("a sample", findings["sample"])
     console().print(machine)
+    for warning in findings["warnings"]:
+        console().print(f"known trouble: {warning}", markup=False)
     for problem in findings["problems"]:
         console().print(f"problem: {problem}", markup=False)
     side = "Triton kernels on the GPU" if findings["gpus"] else "PyTorch on the CPU; its Triton kernels can be checked in the interpreter"
     console().print(f"Healthy: twofold.fast runs as {side}." if findings["healthy"] else "Do not trust results on this machine yet.")
+
+
+def _known_bad(triton: str, architectures: set[str]) -> list[str]:
+    """What public issues report of this compiler on these GPUs: a kernel may still be right, so run `twofold check` before trusting one."""
+    from twofold.conformance.known_bad import known_bad
+
+    return [f"Triton {triton} on {each}: {entry.what} ({entry.issue})" for each in sorted(architectures) for entry in known_bad(triton, each)]
 
 
 def _version(name: str) -> str | None:
