@@ -73,7 +73,8 @@ def _known_bad(triton: str, architectures: set[str]) -> list[str]:
     """What public issues report of this compiler on these GPUs: a kernel may still be right, so run `twofold check` before trusting one."""
     from twofold.conformance.known_bad import known_bad
 
-    return [f"Triton {triton} on {each}: {entry.what} ({entry.issue})" for each in sorted(architectures) for entry in known_bad(triton, each)]
+    found = [(each, entry) for each in sorted(architectures) for entry in known_bad(triton, each)]
+    return [f"Triton {triton} on {architecture}: {entry.what} ({entry.issue})" for architecture, entry in found]
 
 
 def _version(name: str) -> str | None:
