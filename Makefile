@@ -15,7 +15,7 @@ $(READY): pyproject.toml setup.py tools/set_up.py
 	$(PYTHON) tools/set_up.py $(VENV)
 	@touch $@
 
-demo: $(READY) ## a tour of a few minutes: read a spec, run its twin, check them, catch a bug
+demo: $(READY) ## a tour: speculative decoding on a real text, measured, and proved to lose nothing
 	$(BIN)/twofold demo
 
 test: $(READY) ## the whole conformance suite

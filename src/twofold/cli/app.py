@@ -112,7 +112,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo() -> None:
-    """A tour of a few minutes: read a spec, run its twin, check them, and catch a bug."""
+    """A tour: speculative decoding on a real text, measured, and proved to lose nothing."""
     from twofold import demo as tour
 
     raise typer.Exit(tour.main())
