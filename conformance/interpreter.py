@@ -22,7 +22,8 @@ import triton
 import triton.language as tl
 
 from twofold.conformance import interpreter_memory, interpreter_numbers
-from twofold.conformance.interpreter_memory import MemoryFault, Race, Settings, settings
+from twofold.conformance.interpreter_memory import MemoryFault, Settings, settings
+from twofold.conformance.interpreter_races import Race
 
 __all__ = ["MemoryFault", "Race", "install", "self_test", "without"]
 

@@ -1,4 +1,4 @@
-"""A sanitizer inside Triton's interpreter: poisoned lanes, bounds, races between programs, and programs in random order.
+"""A sanitizer inside Triton's interpreter: poisoned lanes, bounds, and programs in random order; races are followed elsewhere.
 
 `interpreter.py` tells what each check means and where it is silent.
 """
@@ -14,19 +14,16 @@ import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 
-__all__ = ["MemoryFault", "Race", "Settings", "install"]
+from twofold.conformance.interpreter_races import Race, Region
+
+__all__ = ["MemoryFault", "Settings", "install", "settings"]
 
 TensorHandle = triton_interpreter.TensorHandle
 Builder = triton_interpreter.InterpreterBuilder
-SHADOWED = 2**27  # units of storage above which races are not followed: the shadows would not fit
 
 
 class MemoryFault(RuntimeError):
     """A lane that was not masked off touched memory outside every argument."""
-
-
-class Race(RuntimeError):
-    """The result depends on which program, or which lane, comes first."""
 
 
 @dataclass
@@ -45,29 +42,6 @@ def install() -> None:
     """Put the checks in place. They read `settings` at every access."""
     _guard_memory()
     _guard_launches()
-
-
-@dataclass
-class Region:
-    """One storage: the footprints of the arguments that view it, and who has read and written each unit of it."""
-
-    views: list[tuple[int, int, str]]  # first address, one past the last, argument
-    unit: int  # bytes: the smallest element among the views
-    reader: np.ndarray | None = None
-    writer: np.ndarray | None = None
-
-    @property
-    def base(self) -> int:
-        return min(low for low, _, _ in self.views)
-
-    def shadow(self) -> bool:
-        """Make the shadows, zero everywhere; False where the storage is too large for them."""
-        if self.reader is None:
-            units = (max(high for _, high, _ in self.views) - self.base) // self.unit + 1
-            if units > SHADOWED:
-                return False
-            self.reader, self.writer = np.zeros(units, np.int32), np.zeros(units, np.int32)
-        return True
 
 
 @dataclass
@@ -166,7 +140,7 @@ def _visit(pointers: Any, mask: Any, writes: bool, value: Any = None) -> None:
     if region is not None:  # the usual case: all lanes inside one argument
         if settings.races and not _launch.synchronizes:
             lanes = None if value is None else _lanes(value.data, mask.data)
-            _follow(region, addresses.reshape(-1), writes, lanes)
+            region.visit(addresses.reshape(-1), _launch.program, writes, lanes)
         return
     inside = np.zeros(addresses.shape, bool)
     for first, last, _ in (view for each in _launch.regions for view in each.views):
@@ -191,31 +165,6 @@ def _nearest(address: int) -> str:
     first, last, name = min(views, key=lambda view: min(abs(address - view[0]), abs(address - view[1])))
     where = f"{first - address} bytes before the start" if address < first else f"{address - last} bytes past the end"
     return f"the first lies {where} of {name} (program {triton_interpreter.interpreter_builder.grid_idx})"
-
-
-def _follow(region: Region, addresses: np.ndarray, writes: bool, values: np.ndarray | None) -> None:
-    """Note who touches what. A shadow holds 0 for nobody, a program's number, or -1 for several programs."""
-    assert _launch is not None
-    if not region.shadow():
-        return
-    assert region.reader is not None and region.writer is not None
-    at, me = ((addresses - np.uint64(region.base)) // np.uint64(region.unit)).astype(np.int64), _launch.program
-    writer = region.writer[at]
-    if ((writer != 0) & (writer != me)).any():
-        raise Race(f"an element of {region.views[0][2]} is {'written' if writes else 'read'} by one program and written by another")
-    reader = region.reader[at]
-    if not writes:
-        region.reader[at] = np.where((reader == 0) | (reader == me), me, -1)
-        return
-    if ((reader != 0) & (reader != me)).any():
-        raise Race(f"an element of {region.views[0][2]} is written by one program and read by another")
-    region.writer[at] = me
-    if values is not None:
-        order = np.argsort(at, kind="stable")
-        same = at[order][1:] == at[order][:-1]
-        bits = values.view(f"u{values.itemsize}")[order]
-        if (same & (bits[1:] != bits[:-1])).any():
-            raise Race(f"two lanes of one store write different values to one element of {region.views[0][2]}")
 
 
 def _guard_launches() -> None:

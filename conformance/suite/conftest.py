@@ -2,4 +2,5 @@
 
 import os
 
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0") else ["test_interpreter.py", "test_big_tensor.py"]
+INTERPRETED = ["test_interpreter.py", "test_interpreter_memory.py", "test_big_tensor.py"]
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0") else INTERPRETED
