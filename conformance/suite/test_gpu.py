@@ -46,6 +46,12 @@ def gradients(form, options, *inputs):
     return torch.autograd.grad(output, inputs, output.detach())
 
 
+def end_to_end(q, k, v, g):
+    """The rows of a batch as sequences behind one another."""
+    sequences, t = q.shape[:2]
+    return gla.chunked(*(x.flatten(0, 1)[None] for x in (q, k, v, g)), cu_seqlens=torch.arange(0, sequences * t + 1, t, device=q.device))
+
+
 def multiplied(x, weight, packed):
     codes, scale, zero = round_to_nearest.encode(weight, 4, 64, "zero_point", dtype=torch.float16)
     words = bit_packing.pack(codes, 4) if packed else codes
@@ -64,8 +70,10 @@ OPERATIONS = {
     "attention's gradients": (attention, lambda q, k, v: gradients(flash.forward, {"causal": True}, q, k, v)),
     "gated linear attention": (recurrence, lambda q, k, v, g: gla.chunked(q, k, v, g)),
     "gated linear attention's gradients": (recurrence, lambda q, k, v, g: gradients(gla.chunked, {}, q, k, v, g)),
+    "gated linear attention, packed": (recurrence, end_to_end),
     "verification": (chained, lambda p, q, draft, accept, token: chain.verify(p, q, draft, accept=accept, token=token)),
     "verification, seeded": (chained, lambda p, q, draft, *_: chain.verify(p, q, draft, seed=7)),
+    "verification, one-hot": (chained, lambda p, q, draft, accept, token: chain.verify_onehot(p, draft, accept=accept, token=token)),
     "4-bit product": (projected, lambda x, weight: multiplied(x, weight, packed=False)),
     "4-bit product, packed": (projected, lambda x, weight: multiplied(x, weight, packed=True)),
     "int8 product": (projected, lambda x, weight: multiplied_int8(x, weight)),
