@@ -142,6 +142,7 @@ def _forward_kernel(
     v += b * stride_vb + h // group * stride_vh
     lane = tl.arange(0, BLOCK_Q)
     row = block * BLOCK_Q + lane
+    row_wide = block.to(tl.int64) * BLOCK_Q + lane  # for offsets
     offset = t_k - t_q
     seen = tl.maximum(offset - left, 0) if LEFT else 0  # the first key that any row of the sequence sees
 
@@ -170,9 +171,9 @@ def _forward_kernel(
         small = tl.exp2(-tl.abs(above) * LOG2E)
         acc = acc * (tl.where(above > 0, 1.0, small) / (1 + small))[:, None]
     dim = tl.arange(0, DV_PAD)
-    base = (b * t_q + row) * heads + h
+    base = (b * t_q + row_wide) * heads + h
     tl.store(o + base[:, None] * DV + dim[None, :], acc.to(o.dtype.element_ty), mask=(row < t_q)[:, None] & (dim < DV)[None, :])
-    tl.store(lse + (b * heads + h) * t_q + row, tl.where(empty, float("-inf"), natural), mask=row < t_q)
+    tl.store(lse + (b * heads + h) * t_q + row_wide, tl.where(empty, float("-inf"), natural), mask=row < t_q)
 
 
 @triton.jit
@@ -203,6 +204,7 @@ def _query_gradient_kernel(
     v += b * stride_vb + h // group * stride_vh
     lane = tl.arange(0, BLOCK_Q)
     row = block * BLOCK_Q + lane
+    row_wide = block.to(tl.int64) * BLOCK_Q + lane  # for offsets
     offset = t_k - t_q
     seen = tl.maximum(offset - left, 0) if LEFT else 0
     dim = tl.arange(0, D_PAD)
@@ -211,7 +213,7 @@ def _query_gradient_kernel(
     queries = _tile(q + b * stride_qb + h * stride_qh, stride_qt, start, lane, 0, t_q, dim, D, D_PAD, True)  # (BLOCK_Q, D)
     do += (b * t_q * heads + h) * DV
     gradients = _tile(do, heads * DV, start, lane, 0, t_q, dim_v, DV, DV_PAD, True)  # (BLOCK_Q, DV)
-    at = (b * heads + h) * t_q + row
+    at = (b * heads + h) * t_q + row_wide
     sums = tl.load(lse + at, mask=row < t_q, other=float("inf"))
     deltas = tl.load(delta + at, mask=row < t_q, other=0.0)
 
@@ -229,7 +231,7 @@ def _query_gradient_kernel(
         if SOFTCAP:
             ds = ds * (1 - s * s)
         acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision="ieee")
-    target = dq + ((b * t_q + row) * heads + h)[:, None] * D + dim[None, :]
+    target = dq + ((b * t_q + row_wide) * heads + h)[:, None] * D + dim[None, :]
     tl.store(target, (scale * acc).to(dq.dtype.element_ty), mask=(row < t_q)[:, None] & (dim < D)[None, :])
 
 
@@ -275,7 +277,7 @@ def _key_gradient_kernel(
             if SOFTCAP:
                 ds = ds * (1 - s * s)
             acc_k = tl.dot(ds.to(queries.dtype), queries, acc_k, input_precision="ieee")
-    base = ((b * t_k + key) * kv_heads + h)[:, None]
+    base = ((b * t_k + (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_K + lane) * kv_heads + h)[:, None]
     inside = (key < t_k)[:, None]
     tl.store(dk + base * D + dim[None, :], (scale * acc_k).to(dk.dtype.element_ty), mask=inside & (dim < D)[None, :])
     tl.store(dv + base * DV + dim_v[None, :], acc_v.to(dv.dtype.element_ty), mask=inside & (dim_v < DV)[None, :])
@@ -390,14 +392,17 @@ def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, s
         tile, options = ((16, 32) if form == "key" else (32, 16)), {}
     elif size == 4:  # float32 products run on the ordinary cores
         tile, options = (32, 32) if width <= 64 else (16, 16), {"num_warps": 4, "num_stages": 1}
+    elif architecture == "gfx942":
+        tile = (128, 32) if form == "forward" else (64, 32) if form == "query" else (32, 64)
+        options = {"num_warps": 4, "num_stages": 1}
     elif form == "forward":
-        stages = 3 if architecture == 90 and width <= 128 else 1 if architecture == "gfx942" else 2
-        tile, options = (128, 64 if architecture in (90, 100) and width <= 128 else 32), {"num_warps": 8, "num_stages": stages}
+        roomy = architecture in (90, 100)
+        tile = (128 if roomy or width <= 128 else 64, 64 if roomy and width <= 128 else 32)
+        options = {"num_warps": 8, "num_stages": 3 if architecture == 90 and width <= 128 else 2}
     elif form == "query":
-        wide = architecture in (90, 100) and width <= 128
-        tile, options = (128 if wide else 64, 64 if wide else 32), {"num_warps": 8, "num_stages": 1 if architecture == "gfx942" else 2}
+        tile, options = ((128, 64) if architecture in (90, 100) and width <= 128 else (64, 32)), {"num_warps": 8, "num_stages": 2}
     else:
-        tile, options = (32, 64), {"num_warps": 8, "num_stages": 1 if architecture == "gfx942" else 2}
+        tile, options = (32, 64), {"num_warps": 8, "num_stages": 2}
     return {"BLOCK_Q": tile[0], "BLOCK_K": tile[1]}, options
 
 
