@@ -83,7 +83,7 @@ def test_a_large_vocabulary(fast, form):
         exactly(drawn, spec_drawn, "token")
 
 
-unsure = []
+unsure: list[bool] = []
 
 
 @given(forms, st.integers(0, 3), st.sampled_from([1, 2, 5, 33]), seeds, dtypes())

@@ -14,6 +14,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def decode(target, drafter, contexts, characters, seed) -> dict[str, Any]:
 def prove(instances: int, seed: int) -> dict[str, Any]:
     """On random rational models of three tokens: is the exact law of three speculated tokens the target's, and a wrong verifier's not?"""
     from twofold.conformance.law import Model, autoregressive, completed, law, total_variation
-    from twofold.spec.speculative import sampling
+    from twofold.spec.speculative import chain, sampling
 
     generator = random.Random(seed)
 
@@ -162,13 +163,16 @@ def prove(instances: int, seed: int) -> dict[str, Any]:
                 return i, rng.categorical(p[i])
         return len(draft), rng.categorical(p[-1])
 
+    def emitted(target, drafter, verify, rng):
+        return tuple(sampling.step(target, drafter, (), 2, rng, verify))
+
     texts = [context for n in range(3) for context in product(range(3), repeat=n)]
     kept, biases = 0, []
     for _ in range(instances):
         target, drafter = (Model({context: row() for context in texts}) for _ in range(2))
         expected = autoregressive(target, 3)
-        right = law(lambda rng, t=target, d=drafter: tuple(sampling.step(t, d, (), 2, rng)))
-        wrong = law(lambda rng, t=target, d=drafter: tuple(sampling.step(t, d, (), 2, rng, verify=correction_from_target)))
+        right = law(partial(emitted, target, drafter, chain.verify))
+        wrong = law(partial(emitted, target, drafter, correction_from_target))
         kept += completed(right, target, 3) == expected
         biases.append(total_variation(completed(wrong, target, 3), expected))
     return {"instances": instances, "kept": kept, "caught": sum(bias > 0 for bias in biases), "worst": str(max(biases))}
