@@ -309,7 +309,10 @@ def nbytes(*tensors: Any) -> int:
 
 
 def slopes(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How cost grows: the least-squares slope of log seconds over log `at`, for everything measured at three points or more."""
+    """How cost grows: the least-squares slope of log seconds over log `at`, where there are three sizes or more.
+
+    Over the larger half of the sizes, three at least: what a call costs at any size would hide the growth in the smaller ones.
+    """
     curves: dict[tuple, list[tuple[float, float]]] = {}
     for record in records:
         if "seconds" in record and record["at"] > 0:
@@ -318,7 +321,7 @@ def slopes(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for (chapter, name, dtype, axis, who), points in curves.items():
         if len(points) >= 3:
-            x, y = zip(*sorted(points), strict=True)
+            x, y = zip(*sorted(points)[-max(3, (len(points) + 1) // 2) :], strict=True)
             slope = statistics.linear_regression(x, y).slope
             ends = {"start": round(math.exp(x[0])), "stop": round(math.exp(x[-1]))}
             result.append({"chapter": chapter, "name": name, "dtype": dtype, "axis": axis, "who": who, "slope": slope, **ends})

@@ -68,7 +68,8 @@ def _panel(panel: Any, title: str, results: list[dict[str, Any]], colors: dict[s
     for model in dict.fromkeys(model for row in results for model in row["prediction"]):
         points = sorted({(row["at"], row["prediction"][model] * 1e3) for row in results if model in row["prediction"]})
         panel.plot(*zip(*points, strict=True), linestyle=":", linewidth=1, color=GRAY, label=f"prediction: {model}")
-    panel.set(xscale="log", yscale="log", title=title, xlabel=results[0]["axis"], ylabel="milliseconds")
+    panel.set_title(title, fontsize=9)
+    panel.set(xscale="log", yscale="log", xlabel=results[0]["axis"], ylabel="milliseconds")
     panel.set_xticks(sorted({row["at"] for row in results}), [str(at) for at in sorted({row["at"] for row in results})])
     panel.minorticks_off()
     panel.grid(visible=True, linewidth=0.3, color=GRAY, alpha=0.5)

@@ -98,8 +98,10 @@ if ROOT:  # benchmarks are not part of an installed wheel
 
     def test_growth_is_the_slope_between_logarithms():
         rows = [{"chapter": "c", "name": "n", "dtype": "d", "axis": "T", "who": "w", "at": at, "seconds": 3 * at**2} for at in (8, 2, 4)]
+        rows += [{**rows[0], "at": 1, "seconds": 1000}]  # a call of any size costs something: left out of six sizes
+        rows += [{**rows[0], "at": at, "seconds": 3 * at**2} for at in (16, 32)]
         (slope,) = harness.slopes([*rows, {**rows[0], "who": "twice only"}, {**rows[1], "who": "twice only"}])
-        assert math.isclose(slope["slope"], 2) and (slope["start"], slope["stop"], slope["who"]) == (2, 8, "w")
+        assert math.isclose(slope["slope"], 2) and (slope["start"], slope["stop"], slope["who"]) == (8, 32, "w")
 
     def test_a_record_says_what_was_measured():
         row = records(contenders={"peer": torch.sum, "twofold": torch.sum})["twofold"]
