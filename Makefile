@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 CODE := spec fast conformance benchmarks examples tools src/twofold setup.py
 
+export NO_MKDOCS_2_WARNING := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types docs serve browser wheel budgets museum bench evidence readme gpu clean
 
