@@ -5,6 +5,8 @@ Elsewhere small ones go through the PyTorch twins, so that at least the operatio
 wait for a device.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -63,7 +65,7 @@ def multiplied_int8(x, weight):
     return round_to_nearest.matmul_int8(x_codes, x_scale, codes, scale)
 
 
-LIMITED = {"causal": True, "window": (200, 0), "softcap": 20.0}
+LIMITED: dict[str, Any] = {"causal": True, "window": (200, 0), "softcap": 20.0}
 OPERATIONS = {
     "attention": (attention, lambda q, k, v: flash.forward(q, k, v)),
     "causal attention with a window and a cap": (attention, lambda q, k, v: flash.forward(q, k, v, **LIMITED)),
