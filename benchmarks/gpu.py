@@ -1,10 +1,11 @@
 """`python -m benchmarks.gpu [--output DIR]`: all that a machine with a GPU can tell, in one go of at most 20 minutes.
 
 Nothing is installed: the Python that runs this needs torch, triton, numpy, hypothesis, pytest, scipy, ml_dtypes, typer and rich, and
-`PYTHONPATH=src`. Stages, each in a process of its own with a limit of its own: the suite with profile `gpu`, family by family; determinism,
-CUDA graphs and far rows (`conformance/suite/test_gpu.py`); the benchmarks, family by family. DIR/<device> gets `summary.json`, rewritten
-after every stage, `check.json` (what `twofold check --json` prints, merged), a `<family>.json` of benchmarks each, and `log.txt`. A stage
-that fails, hangs or runs out of time leaves the others alone, and what it had written. Charts are drawn later, by `benchmarks.plots`.
+`PYTHONPATH=src`. Stages, each in a process of its own with a limit of its own: determinism, CUDA graphs and far rows
+(`conformance/suite/test_gpu.py`); the benchmarks, family by family; the suite with profile `gpu`, family by family. DIR/<device> gets
+`summary.json`, rewritten after every stage, one `<family>.json` each, `check.json` (what `twofold check --json` prints, merged),
+and `log.txt`. A stage that fails, hangs or runs out of time leaves the others alone, and what it had written; time that it does not need is
+the next one's. Charts are drawn later, by `benchmarks.plots`.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -29,7 +30,7 @@ TESTS = harness.ROOT / "src" / "twofold" / "conformance"  # through the link: on
 
 @dataclass(frozen=True)
 class Stage:
-    """One command; `seconds` is when it is stopped. With `check`, its output is a report of `twofold check --json`."""
+    """One command, and the seconds that it may take. With `check`, its output is a report of `twofold check --json`."""
 
     name: str
     command: tuple[str, ...]
@@ -38,7 +39,7 @@ class Stage:
 
 
 def stages(device: str, quick: bool, results: Path) -> list[Stage]:
-    """The suite, what only a device shows, the benchmarks; the limits add up to less than 20 minutes."""
+    """What only a device shows, the benchmarks, the suite; the limits add up to less than 20 minutes."""
     python, profile = sys.executable, "quick" if quick else "gpu"
     suites = [path.name for path in sorted(TESTS.iterdir()) if path.name != "suite" and any(path.glob("test_*.py"))]
     families = harness.families()
@@ -47,21 +48,23 @@ def stages(device: str, quick: bool, results: Path) -> list[Stage]:
     bench = (python, "-m", "benchmarks", "--device", device, "--output", str(results), "--no-plots", *(["--quick"] if quick else []))
     test = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "suite" / "test_gpu.py"))
     return [
-        *(Stage(f"check {family}", (*check, family), 510 / len(suites), check=True) for family in suites),
         Stage("device", test, 150),
         *(Stage(f"benchmarks {family}", (*bench, "--seconds", f"{0.75 * seconds:.0f}", family), seconds) for family in families),
+        *(Stage(f"check {family}", (*check, family), 510 / len(suites), check=True) for family in suites),
     ]
 
 
-def run(todo: Iterable[Stage], output: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def run(todo: Sequence[Stage], output: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """Run the stages one after the other; the summary is on disk after each."""
     output.mkdir(parents=True, exist_ok=True)
     summary["stages"] = {stage.name: {"outcome": "not started"} for stage in todo}
-    for stage in todo:
+    deadline = time.monotonic() + sum(stage.seconds for stage in todo)
+    for place, stage in enumerate(todo):
         _write(output / "summary.json", summary)
         print(f"{stage.name} …", flush=True)
         begin = time.monotonic()
-        outcome, printed = _process(stage, output / "log.txt")
+        limit = deadline - begin - sum(later.seconds for later in todo[place + 1 :])
+        outcome, printed = _process(stage, limit, output / "log.txt")
         summary["stages"][stage.name] |= {"outcome": outcome, "seconds": round(time.monotonic() - begin, 1)}
         if stage.check:
             summary["check"] = _merged(output / "check.json", printed, summary.get("check"))
@@ -70,7 +73,7 @@ def run(todo: Iterable[Stage], output: Path, summary: dict[str, Any]) -> dict[st
     return summary
 
 
-def _process(stage: Stage, log: Path) -> tuple[str, str]:
+def _process(stage: Stage, limit: float, log: Path) -> tuple[str, str]:
     """How a stage ended, and what it printed where that is a report; everything else goes to the log as it comes."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(harness.ROOT / "src"), "PYTHONUNBUFFERED": "1"}
@@ -82,10 +85,10 @@ def _process(stage: Stage, log: Path) -> tuple[str, str]:
             text=True, process_group=0,
         )  # fmt: skip
         try:
-            printed, _ = process.communicate(timeout=stage.seconds)
+            printed, _ = process.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             printed = ""
-            outcome = f"stopped after {stage.seconds:.0f} s"
+            outcome = f"stopped after {limit:.0f} s"
         else:
             outcome = "passed" if process.returncode == 0 else f"failed ({process.returncode})"
         finally:
