@@ -73,15 +73,10 @@ def _exponents(
 
 
 @triton.jit
-def _within(steps, DECAY: tl.constexpr, SUB: tl.constexpr):
-    """Decay from token j through token i of one sub-chunk, 0 where j > i: (i, j, channel) for one per channel, else (i, j)."""
-    if DECAY == "vector":
-        i, j = tl.arange(0, SUB)[:, None, None], tl.arange(0, SUB)[None, :, None]
-        between = tl.cumsum(tl.where(i > j, steps[:, None, :], 0.0), 0)
-    else:
-        i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
-        between = tl.cumsum(tl.where(i > j, steps, 0.0), 0)
-    return tl.exp(tl.where(i >= j, between, float("-inf")))
+def _within(steps, SUB: tl.constexpr):
+    """Decay from token j through token i of one sub-chunk, 0 where j > i, for one log-decay per token: (i, j)."""
+    i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
+    return tl.exp(tl.where(i >= j, tl.cumsum(tl.where(i > j, steps, 0.0), 0), float("-inf")))
 
 
 @triton.jit
@@ -91,18 +86,24 @@ def _near_scores(
 ):  # fmt: skip
     """Decayed inner products of a sub-chunk's queries with its own keys: (SUB, SUB), lower triangular."""
     own = anchor + tl.arange(0, SUB)
+    i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
     scores = tl.zeros([SUB, SUB], tl.float32)
-    STEP: tl.constexpr = 16 if DECAY == "vector" else BK
-    for first in range(0, K, STEP):
-        columns = first + tl.arange(0, STEP)
-        x, y = _tile(q, own, q_t, own < end, columns, K), _tile(k, own, k_t, own < end, columns, K)
-        if DECAY == "vector":
-            decay = _within(_log_decays(g, own, g_t, own < end, columns, K, DECAY), DECAY, SUB)
-            scores += tl.sum(x.to(tl.float32)[:, None, :] * y.to(tl.float32)[None, :, :] * decay, 2)
+    for first in range(0, K, BK):
+        columns = first + tl.arange(0, BK)
+        x = _tile(q, own, q_t, own < end, columns, K)
+        if DECAY == "vector":  # one diagonal after the other: from its query's token back, a key meets one more decay each time
+            decay = tl.zeros([SUB, BK], tl.float32)
+            for lag in range(0, SUB):
+                past = own - lag
+                mask = ((past >= anchor) & (own < end))[:, None] & (columns < K)[None, :]
+                y = tl.load(k + past[:, None] * k_t + columns[None, :], mask=mask, other=0.0).to(tl.float32)
+                score = tl.sum(x.to(tl.float32) * y * tl.exp(decay), 1)
+                scores += tl.where(i - j == lag, score[:, None], 0.0)
+                decay += tl.load(g + past[:, None] * g_t + columns[None, :], mask=mask, other=0.0).to(tl.float32)
         else:
-            scores = tl.dot(x, tl.trans(y), scores, input_precision=PRECISION)
+            scores = tl.dot(x, tl.trans(_tile(k, own, k_t, own < end, columns, K)), scores, input_precision=PRECISION)
     if DECAY != "vector":
-        scores *= _within(_log_decays(g, own, g_t, own < end, own, K, DECAY), DECAY, SUB)
+        scores *= _within(_log_decays(g, own, g_t, own < end, own, K, DECAY), SUB)
     return scores
 
 
@@ -266,15 +267,23 @@ def gates_kernel(
         i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
         alone = tl.sum(tl.where(i == j, pairs, 0.0), 1)[:, None]
         pairs = tl.where(i > j, pairs, 0.0)
-        decay = _within(_log_decays(g, own, g_t, own < end, row, K, DECAY), DECAY, SUB)
-        if DECAY == "vector":
-            decay *= pairs[:, :, None]
-            query += tl.sum(decay * y.to(tl.float32)[None, :, :], 1)
-            key += tl.sum(decay * x.to(tl.float32)[:, None, :], 0)
+        if DECAY == "vector":  # one diagonal after the other, as in the scores
+            back, forth = tl.zeros([SUB, BK], tl.float32), tl.zeros([SUB, BK], tl.float32)
+            for lag in range(1, SUB):
+                past, next = own - lag, own + lag
+                diagonal = tl.where(i - j == lag, pairs, 0.0)
+                mask = ((past >= anchor) & (own < end))[:, None] & (row < K)[None, :]
+                back += tl.load(g + (past + 1)[:, None] * g_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
+                key_then = tl.load(k + past[:, None] * k_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
+                query += tl.sum(diagonal, 1)[:, None] * tl.exp(back) * key_then
+                mask = (next < tl.minimum(anchor + SUB, end))[:, None] & (row < K)[None, :]
+                forth += tl.load(g + next[:, None] * g_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
+                query_then = tl.load(q + next[:, None] * q_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
+                key += tl.sum(diagonal, 0)[:, None] * tl.exp(forth) * query_then
         else:
-            decay = (decay * pairs).to(x.dtype)
-            query = tl.dot(decay, y, query, input_precision=PRECISION)
-            key = tl.dot(tl.trans(decay), x, key, input_precision=PRECISION)
+            pairs = (pairs * _within(_log_decays(g, own, g_t, own < end, row, K, DECAY), SUB)).to(x.dtype)
+            query = tl.dot(pairs, y, query, input_precision=PRECISION)
+            key = tl.dot(tl.trans(pairs), x, key, input_precision=PRECISION)
         x, y = x.to(tl.float32), y.to(tl.float32)
         change = x * query - y * key
         gate = flow[None, :] + tl.cumsum(change, 0, reverse=True)
@@ -313,6 +322,8 @@ def tables(batch: int, length: int, cu_seqlens: torch.Tensor | None, chunk: int,
 def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
     """Tile of K, tile of V and warps of a kernel: a pure function of the shape."""
     side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
+    if kernel is gates_kernel:
+        return side(K, 32), side(V, 32), 4
     return side(K, 64 if kernel is boundaries_kernel and itemsize == 2 else 32), side(V, 64), 4
 
 
