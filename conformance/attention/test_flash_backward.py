@@ -1,12 +1,13 @@
 """FlashAttention-2, backward: the gradients of output and log-sum-exp, given the output and log-sum-exp that were really stored."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
-from twofold.conformance.attention.problems import problems
+from twofold.conformance.attention.problems import Problem, problems
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.rounding import Precision, Rounded, bounded
 from twofold.spec.attention import dense, flash
@@ -179,3 +180,23 @@ def test_a_sink_far_from_every_logit(fast, seed, z):
         if share or name != "dv":
             exactly((x - y).abs() <= 2.0**-16 * (1 + y.abs()), torch.ones_like(x, dtype=torch.bool), name)
     assert with_sink[4].abs().max() < 2.0**-60
+
+
+@pytest.mark.parametrize(("t_q", "t_k", "window"), [(3, 1100, None), (150, 150, (None, 0)), (140, 600, (70, 3))])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_many_tiles(fast, t_q, t_k, window, dtype):
+    """Sequences longer than any tile: maxima, sums and gradients are carried from tile to tile; the largest logit comes late."""
+    shapes = [(1, t_q, 2, 16), (1, t_k, 1, 16), (1, t_k, 1, 16), (1, t_q, 2, 16), (1, 2, t_q)]
+    q, k, v, do, dlse = inputs.values("normal", shapes, t_k, dtype)
+    k = inputs.rounded(k * np.linspace(0.25, 4, t_k)[None, :, None, None], dtype)
+    problem = Problem(q, k, v, do, dlse, None, dtype, {"causal": False, "window": window, "softcap": None})
+    o, lse = stored(fast, problem)
+    dq, dk, dv, _, _ = run(fast, problem, o, lse)
+    reference = expected(problem, o, lse)
+    for b, h, h_kv in problem.heads:
+        bounds = problem.bounds(dense.attention, b, h, h_kv, outputs=(dtype, "float32"))
+        agree(o[b, :, h], bounds[0], "output")
+        agree(lse[b, h], bounds[1], "log-sum-exp")
+        agree(dq[b, :, h], reference[0][b, h], "dq")
+    agree(dk[0, :, 0], reference[1][0, 0][0], "dk")
+    agree(dv[0, :, 0], reference[1][0, 0][1], "dv")

@@ -392,17 +392,18 @@ def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, s
         tile, options = ((16, 32) if form == "key" else (32, 16)), {}
     elif size == 4:  # float32 products run on the ordinary cores
         tile, options = (32, 32) if width <= 64 else (16, 16), {"num_warps": 4, "num_stages": 1}
-    elif architecture == "gfx942":
-        tile = (128, 32) if form == "forward" else (64, 32) if form == "query" else (32, 64)
-        options = {"num_warps": 4, "num_stages": 1}
-    elif form == "forward":
-        roomy = architecture in (90, 100)
-        tile = (128 if roomy or width <= 128 else 64, 64 if roomy and width <= 128 else 32)
-        options = {"num_warps": 8, "num_stages": 3 if architecture == 90 and width <= 128 else 2}
-    elif form == "query":
-        tile, options = ((128, 64) if architecture in (90, 100) and width <= 128 else (64, 32)), {"num_warps": 8, "num_stages": 2}
     else:
-        tile, options = (32, 64), {"num_warps": 8, "num_stages": 2}
+        roomy = architecture in (90, 100) and width <= 128
+        if form == "forward":
+            tile = (128 if roomy or width <= 128 else 64, 64 if roomy else 32)
+        elif form == "query":
+            tile = (128, 64) if roomy else (64, 32)
+        else:
+            tile = (32 if width <= 128 else 16, 64)
+        stages = 3 if form == "forward" and roomy and architecture == 90 else 2
+        if architecture == "gfx942" or (architecture == 120 and width > 128):
+            stages = 1
+        options = {"num_warps": 4 if architecture == "gfx942" else 8, "num_stages": stages}
     return {"BLOCK_Q": tile[0], "BLOCK_K": tile[1]}, options
 
 
