@@ -1,0 +1,219 @@
+"""The affine recurrence: the battery of laws, its monoid, its adjoint, and what becomes of it without a low-rank part."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, strategies as st
+
+from twofold.conformance import inputs
+from twofold.conformance.compare import agree, exactly
+from twofold.conformance.linear_attention import battery
+from twofold.conformance.linear_attention.battery import few
+from twofold.conformance.rounding import Precision, bounded
+from twofold.spec.linear_attention import affine, gla
+
+NAMES = ("q", "k", "v", "g", "a", "b")
+LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 35])
+
+
+def definition(tokens, S0):
+    return affine.recurrent(*(tokens[name] for name in NAMES), S0)
+
+
+def of_spec():
+    run = lambda form, *options: lambda tokens, S0: form(*(tokens[name] for name in NAMES), S0, *options)
+    forms = {f"chunked in {chunk}": run(affine.chunked, chunk) for chunk in (1, 2, 3, 7, 16, 64)} | {"scan": run(affine.scan)}
+    return battery.Operation(definition, forms, lambda state, token: affine.step(state, *(token[name] for name in NAMES)))
+
+
+def of_fast(fast):
+    forms = {name: battery.on_tensors(getattr(fast, name), NAMES) for name in ("recurrent", "chunked", "scan")}
+    return battery.Operation(definition, forms, battery.one_token(fast.step, NAMES))
+
+
+@pytest.fixture(scope="module", params=battery.SIDES)
+def operation(request):
+    with battery.side(request.param, "linear_attention.affine", of_spec, of_fast) as operation:
+        yield operation
+
+
+def exact_tokens(rng, T, K, V):
+    """A few tokens reread the state, so that integers stay small."""
+    tokens = battery.exact_tokens(rng, T, K, V)
+    a, b = rng.integers(-1, 2, (2, T, K)).astype(float)
+    return tokens | {"a": a, "b": b * (rng.permutation(T) < 3)[:, None]}
+
+
+@st.composite
+def runs(draw):
+    T, (K, V) = draw(LENGTHS), draw(st.sampled_from([(1, 1), (5, 3), (3, 6)]))
+    rng = np.random.default_rng(draw(inputs.seeds))
+    tokens, S0 = exact_tokens(rng, T, K, V), rng.integers(-2, 3, (K, V)).astype(float)
+    return tokens, S0, int(rng.integers(0, T)), rng
+
+
+@few
+@given(runs())
+def test_every_form_is_the_definition(operation, run):
+    operation.forms_are_equal(run[0], run[1])
+
+
+@few
+@given(runs())
+def test_a_run_resumes_at_any_token(operation, run):
+    tokens, S0, at, _ = run
+    operation.resumes(tokens, S0, at)
+
+
+@few
+@given(runs())
+def test_steps_are_the_prefill(operation, run):
+    tokens, S0, at, _ = run
+    operation.steps_like_prefill(tokens, S0, at)
+
+
+@few
+@given(runs())
+def test_the_future_does_not_matter(operation, run):
+    tokens, S0, at, rng = run
+    operation.is_causal(tokens, S0, at, exact_tokens(rng, len(tokens["v"]), *S0.shape))
+
+
+@few
+@given(runs())
+def test_outputs_and_state_are_linear_in_values_and_state(operation, run):
+    tokens, S0, _, rng = run
+    operation.is_linear(tokens, S0, exact_tokens(rng, len(tokens["v"]), *S0.shape)["v"], rng.integers(-2, 3, S0.shape).astype(float))
+
+
+@few
+@given(runs())
+def test_a_silent_token_is_passed_over(operation, run):
+    tokens, S0, at, _ = run
+    operation.passes_over_silence(tokens, S0, at)
+
+
+@pytest.mark.parametrize("T", [0, 1])
+def test_no_token_and_one_token(operation, T):
+    rng = np.random.default_rng(T)
+    operation.demand(exact_tokens(rng, T, 5, 3), np.arange(15.0).reshape(5, 3), f"T = {T}")
+
+
+@few
+@given(runs())
+def test_summaries_compose(run):
+    """T9: affine maps compose associatively, and the summary of a whole is that of its parts."""
+    tokens, S0, at, _ = run
+    whole, first, second = (affine.summary(*(tokens[name][part] for name in NAMES[1:])) for part in (slice(None), slice(0, at), slice(at, None)))
+    exactly(second[0] @ first[0], whole[0], "the map of two parts")
+    exactly(second[0] @ first[1] + second[1], whole[1], "what two parts add")
+    exactly(whole[0] @ S0 + whole[1], definition(tokens, S0)[1], "the state after the summary")
+
+
+@few
+@given(runs())
+def test_the_matrix_gives_the_outputs(run):
+    tokens, S0, _, _ = run
+    W = affine.matrix(*(tokens[name] for name in ("q", "k", "g", "a", "b")))
+    exactly(np.triu(W, 1), np.zeros_like(W), "the matrix above its diagonal")
+    exactly(W @ tokens["v"], definition(tokens, np.zeros_like(S0))[0], "the matrix times the values")
+
+
+@few
+@given(runs())
+def test_fast_summary_matrix_and_early_read(fast, run):
+    tokens, S0, _, rng = run
+    tensor = lambda x: inputs.tensor(x[None, :, None], "float32")
+    rows = {name: tensor(tokens[name]) for name in NAMES}
+    M, B = fast.summary(*(rows[name] for name in NAMES[1:]))
+    expected = affine.summary(*(tokens[name] for name in NAMES[1:]))
+    exactly(M[0, 0], expected[0], "map of the summary")
+    exactly(B[0, 0], expected[1], "what the summary adds")
+    names = "q", "k", "g", "a", "b"
+    exactly(fast.matrix(*(rows[name] for name in names))[0, 0], affine.matrix(*(tokens[name] for name in names)), "matrix")
+    u = rng.integers(-1, 2, len(S0)).astype(float)
+    o, state = fast.recurrent_pre(*rows.values(), inputs.tensor(u[None], "float32"), inputs.tensor(S0[None, None], "float32"))
+    expected = affine.recurrent_pre(*(tokens[name] for name in NAMES), u, S0)
+    exactly(o[0, :, 0], expected[0], "outputs read before the write")
+    exactly(state[0, 0], expected[1], "state of the early read")
+
+
+@few
+@given(runs())
+def test_the_early_read_sees_one_token_less(run):
+    """Read before the write: the output of a query put one token later, to which its own pair is added by the bonus alone."""
+    tokens, S0, _, rng = run
+    u = rng.integers(-1, 2, len(S0)).astype(float)
+    o, state = affine.recurrent_pre(*(tokens[name] for name in NAMES), u, S0)
+    exactly(state, definition(tokens, S0)[1], "state")
+    for t in range(len(o)):
+        before = definition({name: x[:t] for name, x in tokens.items()}, S0)[1]
+        q, k, v = (tokens[name][t] for name in ("q", "k", "v"))
+        exactly(o[t], q @ before + (q * u * k).sum() * v, f"output {t}")
+
+
+@few
+@given(inputs.seeds)
+def test_the_adjoint_is_the_exact_difference(seed):
+    """T10: the loss is affine in every single element, and in e^g, so that a difference of two values is the derivative; integers make it exact."""
+    rng = np.random.default_rng(seed)
+    T, K, V = 4, 2, 2
+    tokens, S0 = exact_tokens(rng, T, K, V), rng.integers(-2, 3, (K, V)).astype(float)
+    do, dS = rng.integers(-2, 3, (T, V)).astype(float), rng.integers(-2, 3, (K, V)).astype(float)
+    arguments = [*(tokens[name] for name in NAMES), S0]
+
+    def loss(at, index, value):
+        changed = arguments[at].copy()
+        changed[index] = value
+        o, state = affine.recurrent(*arguments[:at], changed, *arguments[at + 1 :])
+        return (o * do).sum() + (state * dS).sum()
+
+    for at, (name, gradient) in enumerate(zip((*NAMES, "S0"), affine.backward(*arguments[:6], do, dS, S0), strict=True)):
+        for index in np.ndindex(gradient.shape):
+            x = arguments[at][index]
+            if name == "g":  # d/dg = e^g d/de^g, and e^g is 0 or 1
+                expected = np.exp(x) * (loss(at, index, 0.0) - loss(at, index, -np.inf))
+            else:
+                expected = loss(at, index, x + 1) - loss(at, index, x)
+            exactly(gradient[index], expected, f"d{name}{index}")
+    tokens["b"] = np.zeros_like(tokens["b"])
+    diagonal = affine.backward(*(tokens[name] for name in NAMES), do, dS, S0)
+    for actual, expected in zip(gla.backward(*arguments[:4], do, dS, S0), (*diagonal[:4], diagonal[6]), strict=True):
+        exactly(actual, expected, "the adjoint whose gate gradient holds no states")
+
+
+@few
+@given(inputs.regimes, inputs.seeds, st.sampled_from(["vector", "scalar", "none"]), st.booleans())
+def test_chunks_agree_with_the_definition(fast, regime, seed, decay, low_rank):
+    """Every structure of the decay, with and without a low-rank part; values and, through PyTorch's own differentiation, the adjoint."""
+    T, K, V = 35, 5, 3
+    q, k, v, S0 = inputs.values(regime, [(T, K), (T, K), (T, V), (K, V)], seed, "float32")
+    rng = np.random.default_rng(seed)
+    a = rng.standard_normal((T, K))
+    a = inputs.rounded(a / np.linalg.norm(a, axis=1, keepdims=True), "float32")  # a transition I - a a^T / 2 does not grow
+    g = inputs.rounded({"vector": -np.abs(rng.standard_normal((T, K))), "scalar": -np.abs(rng.standard_normal((T, 1))), "none": np.zeros((T, 1))}[decay], "float32")
+    tensor = lambda x: inputs.tensor(x[None, :, None], "float32")
+    extra = (tensor(a), tensor(-a / 2)) if low_rank else (None, None)
+    o, state = fast.chunked(tensor(q), tensor(k), tensor(v), None if decay == "none" else tensor(g), *extra, inputs.tensor(S0[None, None], "float32"))
+    extra = (a, -a / 2) if low_rank else (0 * a, 0 * a)
+    expected = bounded(affine.chunked, q, k, v, np.broadcast_to(g, (T, K)).copy(), *extra, S0, precision=Precision("float32"))
+    agree(o[0, :, 0], expected[0], "output")
+    agree(state[0, 0], expected[1], "final state")
+
+
+@pytest.mark.parametrize(
+    "changes, error, message",
+    [
+        ({"a": None}, ValueError, "a and b must"),
+        ({"g": torch.zeros(1, 5, 2, 3)}, ValueError, "g must"),
+        ({"b": torch.zeros(1, 5, 2, 3)}, ValueError, "b must"),
+        ({"S0": torch.zeros(1, 2, 3, 4)}, ValueError, "S0 must"),
+        ({"cu_seqlens": torch.tensor([0, 5])}, ValueError, "cu_seqlens"),
+        ({"chunk": 7}, ValueError, "chunk must"),
+    ],
+)
+def test_bad_input_is_named(fast, changes, error, message):
+    arguments = {name: torch.zeros(1, 5, 2, 4) for name in NAMES} | {"v": torch.zeros(1, 5, 2, 3), "S0": None} | changes
+    place = lambda x: x.to(inputs.target.device()) if isinstance(x, torch.Tensor) else x
+    with pytest.raises(error, match=message):
+        fast.chunked(**{name: place(x) for name, x in arguments.items()})
