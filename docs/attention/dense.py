@@ -25,7 +25,8 @@ def main() -> None:
             top, size = (130 - 180 * height, 180 * height) if height >= 0 else (130, -180 * height)
             parts.append(f'<rect x="{left + 19 * i}" y="{top:.1f}" width="15" height="{size:.1f}" style="fill: var(--spec)"/>')
         if sink is not None:
-            parts.append(f'<rect x="{left + 116}" y="{130 - 180 * sink:.1f}" width="15" height="{180 * sink:.1f}" style="fill: var(--fast)"/>')
+            height = 180 * sink
+            parts.append(f'<rect x="{left + 116}" y="{130 - height:.1f}" width="15" height="{height:.1f}" style="fill: var(--fast)"/>')
         end = left + (134 if sink is not None else 112)
         parts.append(f'<path d="M{left - 2} 130H{end}" stroke="currentColor"/><text x="{left}" y="182">{title}</text>')
     Path(__file__).with_suffix(".svg").write_text("\n".join(parts) + "\n</svg>\n")

@@ -24,7 +24,8 @@ def main() -> None:
             if kind == "empty":
                 parts.append(f'<text x="{x + 30}" y="{y + 35}" text-anchor="middle" font-size="11" fill-opacity="0.7">skipped</text>')
     last = 12 + CELL * (TOKENS - 1)
-    parts.append(f'<rect x="12" y="{last}" width="{CELL * TOKENS}" height="{CELL}" fill="none" stroke-width="2.5" style="stroke: var(--fast)"/>')
+    frame = 'fill="none" stroke-width="2.5" style="stroke: var(--fast)"'
+    parts.append(f'<rect x="12" y="{last}" width="{CELL * TOKENS}" height="{CELL}" {frame}/>')
     parts.append('<text x="132" y="278" text-anchor="middle">scores: 10 of 16 tiles are visited</text>')
 
     left, zero, unit, step = 300, 200, 52, 20
@@ -36,7 +37,8 @@ def main() -> None:
         x = left + step * TILE * tile
         for i, logit in enumerate(logits.tolist()):
             top, height = (zero - unit * logit, unit * logit) if logit > 0 else (zero, -unit * logit)
-            parts.append(f'<rect x="{x + step * i + 3}" y="{top:.1f}" width="14" height="{height:.1f}" style="fill: var(--spec)" fill-opacity="0.6"/>')
+            box = f'x="{x + step * i + 3}" y="{top:.1f}" width="14" height="{height:.1f}"'
+            parts.append(f'<rect {box} style="fill: var(--spec)" fill-opacity="0.6"/>')
         y = zero - unit * new
         parts.append(f'<path d="M{x} {y:.1f}h{step * TILE}" stroke-width="2.5" style="stroke: var(--fast)"/>')
         if running != new and tile:

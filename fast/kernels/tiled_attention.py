@@ -424,5 +424,5 @@ def variants() -> Iterator[Variant]:
             signature = {name: types.get(name, "i32") for name in names}
             divisible = tuple(name for name in names if signature[name].startswith("*") or name.startswith("stride"))
             constants = {name: value for name, value in constants.items() if name in names}
-            tag = f"{form}-{dtype}-d{width}-{tile['BLOCK_Q']}x{tile['BLOCK_K']}-s{options['num_stages']}"
+            tag = f"{form}-{dtype}-d{width}-{tile['BLOCK_Q']}x{tile['BLOCK_K']}-w{options['num_warps']}-s{options['num_stages']}"
             yield Variant(tag, kernels[form], signature, constants, options, divisible, tuple(targets))
