@@ -1,10 +1,11 @@
 """The laws of a causal recurrence over tokens, stated once; a chapter declares an `Operation` and calls them.
 
-All of them are exact: `exact_tokens` draws small integers and log-decays of 0 and -inf (factors 1 and 0), so that every legal order of operations, in
-every format, gives the same bits, and whoever mixes up a token, a channel, a head or a boundary gives others. (How precisely real values are
-summed is another question, answered by bounds in each chapter's agreement test.)
+All of them are exact: `exact_tokens` draws small integers and log-decays of 0 and -inf (factors 1 and 0), so that every legal order of
+operations, in every format, gives the same bits, and whoever mixes up a token, a channel, a head or a boundary gives others. (How
+precisely real values are summed is another question, answered by bounds in each chapter's agreement test.)
 
-A definition is a function of (tokens, S0) on NumPy arrays without batch and heads; tokens is a dict of arrays whose first axis is time, "v" among them.
+A definition is a function of (tokens, S0) on NumPy arrays without batch and heads; tokens is a dict of arrays whose first axis is time,
+"v" among them.
 """
 
 from collections.abc import Callable, Iterator
@@ -48,21 +49,19 @@ class Operation:
         exactly(S0, before[1], f"{what}: input S0 after the call")
         return expected
 
-    # The laws. T1 to T17 are their numbers in the literature of this suite; what is not here is particular to a chapter.
-
     def forms_are_equal(self, tokens, S0):
-        """T1, T13: every form equals the definition and leaves its inputs alone."""
+        """Every form equals the definition and leaves its inputs alone."""
         self.demand(tokens, S0, "forms")
 
     def repeats(self, tokens, S0):
-        """T12: two runs give the same bits."""
+        """Two runs give the same bits."""
         for name, form in self.forms.items():
             first, second = form(tokens, S0), form(tokens, S0)
             exactly(second[0], first[0], f"a second run of {name}")
             exactly(second[1], first[1], f"final state of a second run of {name}")
 
     def resumes(self, tokens, S0, at):
-        """T2, T9, T17: run to any token, hand the state over, go on."""
+        """Run to any token, hand the state over, go on."""
         expected = self.definition(tokens, S0)
         for name, form in self.forms.items():
             first, state = form(_cut(tokens, slice(0, at)), S0)
@@ -71,7 +70,7 @@ class Operation:
             exactly(state, expected[1], f"final state of {name} resumed at token {at}")
 
     def steps_like_prefill(self, tokens, S0, accepted):
-        """T3, T16: token by token gives the outputs of the whole, and the state after j tokens is that of the prefix of j tokens."""
+        """Token by token gives the outputs of the whole, and the state after j tokens is that of the prefix of j tokens."""
         expected, state = self.definition(tokens, S0), S0
         prefix = self.definition(_cut(tokens, slice(0, accepted)), S0)[1]
         for t in range(len(tokens["v"])):
@@ -82,13 +81,13 @@ class Operation:
         exactly(state, expected[1], "state after all steps")
 
     def is_causal(self, tokens, S0, at, others):
-        """T5: whatever replaces the tokens from `at` on, earlier outputs do not change."""
+        """Whatever replaces the tokens from `at` on, earlier outputs do not change."""
         changed = {name: np.concatenate([x[:at], others[name][at:]]) for name, x in tokens.items()}
         for name, form in self.forms.items():
             exactly(form(changed, S0)[0][:at], form(tokens, S0)[0][:at], f"{name}: outputs before token {at}, which changed")
 
     def is_linear(self, tokens, S0, v, S1):
-        """T6: outputs and state are jointly linear in (v, S0), and columns of v do not meet."""
+        """Outputs and state are jointly linear in (v, S0), and columns of v do not meet."""
         for name, form in self.forms.items():
             first, second = form(tokens, S0), form(tokens | {"v": v}, S1)
             both = form(tokens | {"v": tokens["v"] + 2 * v}, S0 + 2 * S1)
@@ -99,7 +98,7 @@ class Operation:
             exactly(column[1], second[1][:, :1], f"{name}: final state of the first column alone")
 
     def forgets(self, tokens, S0, at):
-        """T7: where the log-decay is -inf, a sequence begins anew."""
+        """Where the log-decay is -inf, a sequence begins anew."""
         cut = tokens | {"g": np.concatenate([tokens["g"][:at], np.full_like(tokens["g"][at : at + 1], -np.inf), tokens["g"][at + 1 :]])}
         expected = self.definition(_cut(cut, slice(at, None)), np.zeros_like(S0))
         for name, form in self.forms.items():
@@ -108,7 +107,7 @@ class Operation:
             exactly(state, expected[1], f"{name}: final state after everything was forgotten")
 
     def passes_over_silence(self, tokens, S0, at):
-        """T8: a token of zeros changes neither the state nor the others' outputs."""
+        """A token of zeros changes neither the state nor the others' outputs."""
         expected = self.definition(tokens, S0)
         silent = {name: np.concatenate([x[:at], np.zeros_like(x[:1]), x[at:]]) for name, x in tokens.items()}
         for name, form in self.forms.items():
@@ -117,7 +116,7 @@ class Operation:
             exactly(state, expected[1], f"{name}: final state with a silent token")
 
     def is_a_triangular_matrix(self, tokens):
-        """T11: the identity as values shows the matrix; it is lower triangular and gives the outputs."""
+        """The identity as values shows the matrix; it is lower triangular and gives the outputs."""
         count, zero = len(tokens["v"]), np.zeros((tokens["k"].shape[1], 1))
         for name, form in self.forms.items():
             W = form(tokens | {"v": np.eye(count)}, np.zeros((tokens["k"].shape[1], count)))[0]
@@ -126,7 +125,7 @@ class Operation:
             exactly(W @ v, form(tokens | {"v": v}, zero)[0], f"{name}: the matrix times the values")
 
     def scales(self, tokens, S0):
-        """T14: keys and state twice as large, queries half: the same outputs."""
+        """Keys and state twice as large, queries half: the same outputs."""
         expected = self.definition(tokens, S0)
         for name, form in self.forms.items():
             output, state = form(tokens | {"q": tokens["q"] / 2, "k": tokens["k"] * 2}, S0 * 2)

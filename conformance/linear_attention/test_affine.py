@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
@@ -102,9 +103,10 @@ def test_no_token_and_one_token(operation, T):
 @few
 @given(runs())
 def test_summaries_compose(run):
-    """T9: affine maps compose associatively, and the summary of a whole is that of its parts."""
+    """Affine maps compose associatively, and the summary of a whole is that of its parts."""
     tokens, S0, at, _ = run
-    whole, first, second = (affine.summary(*(tokens[name][part] for name in NAMES[1:])) for part in (slice(None), slice(0, at), slice(at, None)))
+    parts = slice(None), slice(0, at), slice(at, None)
+    whole, first, second = (affine.summary(*(tokens[name][part] for name in NAMES[1:])) for part in parts)
     exactly(second[0] @ first[0], whole[0], "the map of two parts")
     exactly(second[0] @ first[1] + second[1], whole[1], "what two parts add")
     exactly(whole[0] @ S0 + whole[1], definition(tokens, S0)[1], "the state after the summary")
@@ -155,7 +157,7 @@ def test_the_early_read_sees_one_token_less(run):
 @few
 @given(inputs.seeds)
 def test_the_adjoint_is_the_exact_difference(seed):
-    """T10: the loss is affine in every single element, and in e^g, so that a difference of two values is the derivative; integers make it exact."""
+    """The loss is affine in every single element, and in e^g: a difference of two values is the derivative, and exact on integers."""
     rng = np.random.default_rng(seed)
     T, K, V = 4, 2, 2
     tokens, S0 = exact_tokens(rng, T, K, V), rng.integers(-2, 3, (K, V)).astype(float)
@@ -191,10 +193,12 @@ def test_chunks_agree_with_the_definition(fast, regime, seed, decay, low_rank):
     rng = np.random.default_rng(seed)
     a = rng.standard_normal((T, K))
     a = inputs.rounded(a / np.linalg.norm(a, axis=1, keepdims=True), "float32")  # a transition I - a a^T / 2 does not grow
-    g = inputs.rounded({"vector": -np.abs(rng.standard_normal((T, K))), "scalar": -np.abs(rng.standard_normal((T, 1))), "none": np.zeros((T, 1))}[decay], "float32")
+    g = -np.abs(rng.standard_normal((T, K if decay == "vector" else 1))) * (decay != "none")
+    g = inputs.rounded(g, "float32")
     tensor = lambda x: inputs.tensor(x[None, :, None], "float32")
     extra = (tensor(a), tensor(-a / 2)) if low_rank else (None, None)
-    o, state = fast.chunked(tensor(q), tensor(k), tensor(v), None if decay == "none" else tensor(g), *extra, inputs.tensor(S0[None, None], "float32"))
+    decays = None if decay == "none" else tensor(g)
+    o, state = fast.chunked(tensor(q), tensor(k), tensor(v), decays, *extra, inputs.tensor(S0[None, None], "float32"))
     extra = (a, -a / 2) if low_rank else (0 * a, 0 * a)
     expected = bounded(affine.chunked, q, k, v, np.broadcast_to(g, (T, K)).copy(), *extra, S0, precision=Precision("float32"))
     agree(o[0, :, 0], expected[0], "output")

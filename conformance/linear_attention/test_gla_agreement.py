@@ -1,9 +1,10 @@
-"""Gated linear attention on real values: outputs, final states and gradients within derived bounds, and what belongs to the fast side alone."""
+"""Gated linear attention on real values, within derived bounds, and what belongs to the fast side alone: packing, heads, gradients."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
@@ -19,6 +20,7 @@ GATES = {  # log-decays: forgetting slowly, at once, and both side by side in ti
     "mixed": lambda rng, shape: np.where(rng.random(shape) < 0.5, -1e-6, -20.0),
 }
 gates = st.sampled_from(sorted(GATES))
+lengths, sizes = st.sampled_from([1, 17, 35]), st.sampled_from([(5, 3), (40, 16)])
 NAMES = ("q", "k", "v", "g")
 
 
@@ -38,20 +40,21 @@ def tensors(tokens, S0, dtype, layout="contiguous"):
 
 
 @few
-@given(inputs.regimes, gates, inputs.seeds, inputs.dtypes(), inputs.layouts, st.sampled_from([1, 17, 35]), st.sampled_from([(5, 3), (40, 16)]))
+@given(inputs.regimes, gates, inputs.seeds, inputs.dtypes(), inputs.layouts, lengths, sizes)
 def test_outputs_and_final_state_agree_with_the_definition(fast, regime, gates, seed, dtype, layout, T, sizes):
     """The value is the recurrence's; the bound is that of the chunked text, which rounds where the implementation may."""
     q, k, v, _, g, S0, _ = tokens_of(regime, gates, seed, T, *sizes, dtype)
     with torch.no_grad():
         o, state = fast.chunked(*tensors((q, k, v, g), S0, dtype, layout), chunk=32)
     expected = bounded(gla.chunked, q, k, v, g, S0, 32, 16, precision=Precision(dtype), outputs=(dtype, "float32"))
-    for actual, bound, value, what in zip((o[0, :, 0], state[0, 0]), expected, gla.recurrent(q, k, v, g, S0), ("output", "final state"), strict=True):
+    values = gla.recurrent(q, k, v, g, S0)
+    for actual, bound, value, what in zip((o[0, :, 0], state[0, 0]), expected, values, ("output", "final state"), strict=True):
         bound.value = value
         agree(actual, bound, what)
 
 
 @few
-@given(inputs.regimes, gates, inputs.seeds, st.sampled_from([1, 17, 35]), st.sampled_from([(5, 3), (40, 16)]))
+@given(inputs.regimes, gates, inputs.seeds, lengths, sizes)
 def test_gradients_agree_with_the_adjoint(fast, regime, gates, seed, T, sizes):
     q, k, v, do, g, S0, dS = tokens_of(regime, gates, seed, T, *sizes, "float32")
     given = [x.requires_grad_() for x in tensors((q, k, v, g), S0, "float32")]

@@ -93,7 +93,7 @@ def _near_scores(
         x = _tile(q, own, q_t, own < end, columns, K)
         if DECAY == "vector":  # one diagonal after the other: from its query's token back, a key meets one more decay each time
             decay = tl.zeros([SUB, BK], tl.float32)
-            for lag in range(0, SUB):
+            for lag in range(0, tl.minimum(end - anchor, SUB)):
                 past = own - lag
                 mask = ((past >= anchor) & (own < end))[:, None] & (columns < K)[None, :]
                 y = tl.load(k + past[:, None] * k_t + columns[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -269,7 +269,7 @@ def gates_kernel(
         pairs = tl.where(i > j, pairs, 0.0)
         if DECAY == "vector":  # one diagonal after the other, as in the scores
             back, forth = tl.zeros([SUB, BK], tl.float32), tl.zeros([SUB, BK], tl.float32)
-            for lag in range(1, SUB):
+            for lag in range(1, tl.minimum(end - anchor, SUB)):
                 past, next = own - lag, own + lag
                 diagonal = tl.where(i - j == lag, pairs, 0.0)
                 mask = ((past >= anchor) & (own < end))[:, None] & (row < K)[None, :]

@@ -1,6 +1,6 @@
 """The PyTorch twin of `chunk_recurrence`: the same chunks and sub-chunks, vectorized over batch and heads, a loop over chunks only.
 
-It computes in float32 (float64 where the inputs are), takes any chunk, and runs packed sequences one by one, so that packing changes no bit.
+It computes in float32 (float64 where the inputs are) and runs packed sequences one by one, so that packing changes no bit.
 """
 
 import torch
@@ -119,8 +119,9 @@ class _Sequence:
     def _decays(self, g):
         """Decays of one chunk `(B, H, J, SUB, G)`; all exponents are sums of log-decays over the tokens between two, so at most 0.
 
-        near: from the sub-chunk's start through the token; far: from the token to the start of a later sub-chunk, `(B, H, J, C, G)`; within: from
-        j through i, `(B, H, J, SUB, SUB, G)`, 1 where i < j; since, until: from the chunk's start, to the chunk's end; total: `(B, H, G, 1)`.
+        near: from the sub-chunk's start through the token; far: from the token to the start of a later sub-chunk, `(B, H, J, C, G)`;
+        within: from j through i, `(B, H, J, SUB, SUB, G)`, 1 where i < j; since, until: from the chunk's start, to its end; total:
+        `(B, H, G, 1)`.
         """
         near, rest = g.cumsum(3), _after(g, 3)
         totals = near[:, :, :, -1]                                                        # (B, H, J, G)

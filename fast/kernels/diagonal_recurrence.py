@@ -16,7 +16,7 @@ def run(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Outputs `(B, T, H, V)` in the dtype of v and final states `(N, H, K, V)` in float32.
 
-    q, k `(B, T, Hq, K)`, v `(B, T, H, V)`; g `(B, T, H, K)`, `(B, T, H, 1)` or None; S0 `(N, H, K, V)`, where N = B or the number of packed sequences.
+    q, k `(B, T, Hq, K)`, v `(B, T, H, V)`; g `(B, T, H, K)`, `(B, T, H, 1)` or None; S0 `(N, H, K, V)`, N the number of sequences.
     """
     checks.dtypes(*FLOATS, q=q)
     checks.same(q=q, k=k, v=v)
@@ -33,7 +33,7 @@ def run(
         sequences = checks.shape(cu_seqlens=(cu_seqlens, "N"))["N"] - 1
         checks.dtypes(torch.int32, torch.int64, cu_seqlens=cu_seqlens)
         if sizes["B"] != 1 or sequences < 0:
-            raise ValueError(f"cu_seqlens packs sequences along T: B must be 1, not {sizes['B']}, and its length at least 1, not {sequences + 1}")
+            raise ValueError(f"cu_seqlens must come with B = 1, not {sizes['B']}, and hold at least one edge, not {sequences + 1}")
     if S0 is None:
         S0 = torch.zeros((sequences, sizes["H"], sizes["K"], sizes["V"]), dtype=wide, device=q.device)
     checks.shape(S0=(S0, f"{sequences} {sizes['H']} {sizes['K']} {sizes['V']}"))

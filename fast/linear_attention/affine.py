@@ -1,10 +1,11 @@
-"""The affine recurrence S_t = (Diag(e^{g_t}) + b_t a_t^T) S_{t-1} + k_t v_t^T, o_t = q_t^T S_t: one memory update behind a family of models.
+"""The affine recurrence S_t = (Diag(e^{g_t}) + b_t a_t^T) S_{t-1} + k_t v_t^T, o_t = q_t^T S_t: one update behind many models.
 
 Layout: q, k, a, b `(B, T, H, K)`, v `(B, T, H, V)`; log-decays g `(B, T, H, K)`, `(B, T, H, 1)` or None for none; states `(B, H, K, V)`.
 a and b are tensors, or both None where the transition is diagonal. Everything is computed in float32, in float64 where q is.
 
-What runs where: `chunked` with a = b = None is the operator of `gla.chunked`, Triton kernels on a GPU and their PyTorch twin on the CPU, and takes
-16-bit formats as they are. With a and b it is PyTorch on every device, O(T C K) memory traffic for chunks of C tokens; so are all other forms.
+What runs where: `chunked` with a = b = None is the operator of `gla.chunked`, Triton kernels on a GPU and their PyTorch twin on the
+CPU, and takes 16-bit formats as they are. With a and b it is PyTorch on every device, O(T C K) memory traffic for chunks of C tokens;
+so are all other forms.
 """
 
 import torch

@@ -3,9 +3,10 @@
 Layout: q, k `(B, T, Hq, K)`, v `(B, T, H, V)` with H a multiple of Hq, value head h reading query and key head h // (H / Hq); log-decays g
 `(B, T, H, K)`, or `(B, T, H, 1)` for one decay per token, or None for none; states `(B, H, K, V)` in float32. q arrives scaled.
 
-`chunked` is the one to use: on a GPU the Triton kernels of `fast/kernels/chunk_recurrence.py`, on the CPU their PyTorch twin; it is trained, packs
-sequences and takes float32, bfloat16 and float16. Products of matrices then take operands in that format (float32 ones are multiplied as float32)
-and accumulate in float32. `recurrent` and `parallel` are plain PyTorch, for reference and short sequences; `step` is one token.
+`chunked` is the one to use: on a GPU the Triton kernels of `fast/kernels/chunk_recurrence.py`, on the CPU their PyTorch twin; it is
+trained, packs sequences and takes float32, bfloat16 and float16. The kernels' products of matrices then take operands in that format
+(float32 ones with 22 bits at least) and accumulate in float32. `recurrent` and `parallel` are plain PyTorch, for reference and short
+sequences; `step` is one token.
 g must be at most 0 (-inf forgets): a positive one is an error on the CPU and, with `check=True`, which waits for the device, on a GPU.
 """
 
@@ -20,7 +21,8 @@ __all__ = ["recurrent", "parallel", "chunked", "step", "gate"]
 def chunked(q, k, v, g, S0=None, chunk=64, *, cu_seqlens=None, check=False):
     """Outputs `(B, T, H, V)` and final states `(B, H, K, V)`, with gradients for everything, S0 included.
 
-    `cu_seqlens` `(N + 1,)`, from 0 to T, packs N sequences along T: B is 1, S0 and final states are `(N, H, K, V)`, and an empty sequence returns its S0.
+    `cu_seqlens` `(N + 1,)`, from 0 to T, packs N sequences along T: B is 1, S0 and final states are `(N, H, K, V)`, and an empty sequence
+    returns its S0.
     `chunk`, of 16, 32 and 64, changes speed and rounding only.
     """
     return diagonal_recurrence.run(q, k, v, g, S0, chunk, cu_seqlens, check)

@@ -126,11 +126,11 @@ def matrix(q, k, g, a, b):
     """The `(T, T)` matrix W with outputs = W @ v from a zero state: each query read back through the transitions."""
     rows = []
     for i in range(len(q)):
-        row, reader = np.zeros(len(q)), q[i]
+        row, reader = [0.0] * (len(q) - 1 - i), q[i]
         for j in range(i, -1, -1):
-            row[j] = reader @ k[j]
+            row.append(reader @ k[j])
             reader = np.exp(g[j]) * reader + (reader @ b[j]) * a[j]
-        rows.append(row)
+        rows.append(row[::-1])
     return np.array(rows).reshape(len(q), len(q))
 
 

@@ -16,8 +16,8 @@ $$S_t = \mathrm{Diag}(e^{g_t})\, S_{t-1} + k_t \otimes v_t, \qquad o_t = q_t^\to
 | `chunk`, `sub` | $C$, $c$ | | tokens per chunk and per sub-chunk |
 | `W1`, `W2`, `b`, `tau` | $W_\alpha^1, W_\alpha^2, b_\alpha, \tau$ | `(D, R)`, `(R, K)`, `(K,)`, scalar | low-rank gate |
 
-Deviations: the paper divides by the cumulative decay (Eq. 4) and computes scores of distant sub-chunks in factored form; here no decay is
-ever divided by or subtracted: every exponent is a sum of log-decays over the tokens between, hence at most 0. The scale 1/sqrt(K) is the caller's.
+Deviations: the paper divides by the cumulative decay (Eq. 4); here no decay is ever divided by or subtracted: every exponent is a sum of
+log-decays over the tokens between, hence at most 0. The scale 1/sqrt(K) is the caller's. (Equation and section numbers are from memory.)
 Derives from: linear_attention.affine (a = b = 0).
 """
 
@@ -89,24 +89,22 @@ def after(g):
 
 
 def backward(q, k, v, g, do, dS, S0=None):
-    """Adjoint: dq, dk, dv, dg, dS0. No state enters dg but the last: a gate's gradient is the flow from the keys before it
-    to the queries from it on, so going back in time each query adds to the flow and each key takes its part out."""
-    state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
-    dq = []
-    for t in range(len(q)):
-        dq.append((np.exp(g[t])[:, None] * state) @ do[t])  # without the token's own pair, which meets no gate
-        state = step(state, q[t], k[t], v[t], g[t])[1]
-    flow = np.sum(state * dS, axis=1)
-    rows = []
-    for t in reversed(range(len(q))):
-        dk = dS @ v[t]
-        dS = dS + np.outer(q[t], do[t])
-        flow = flow + q[t] * dq[t] - k[t] * dk
-        own = do[t] @ v[t]
-        rows.append((dq[t] + own * k[t], dk + own * q[t], k[t] @ dS, flow))
-        dS = np.exp(g[t])[:, None] * dS
-    columns = zip(*reversed(rows)) if rows else (q, k, v, g)
-    return *(np.stack(x) if rows else x for x in columns), dS
+    """Adjoint, all pairs at once: dq, dk, dv, dg, dS0 from d outputs `(T, V)` and d final state `(K, V)`.
+
+    The loss flows through a gate from keys before it to queries from it on. Going back in time from the flow through the last state, each
+    query adds its share and each key takes its own out; a token's own pair meets no gate and stays out of both.
+    """
+    S0 = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
+    through, since, until = decays(g), np.exp(np.cumsum(g, axis=0)), np.exp(after(g))
+    total = np.exp(np.sum(g, axis=0))[:, None]
+    own = np.sum(do * v, axis=1)[:, None]                                 # d score of each query with its own key  (T, 1)
+    others = np.tril(do @ v.T, -1)[:, :, None] * through                  # … with earlier keys, decayed            (T, T, K)
+    dq = np.sum(others * k[None, :, :], axis=1) + since * (do @ S0.T)
+    dk = np.sum(others * q[:, None, :], axis=0) + until * (v @ dS.T)
+    dv = paired(q, k, through).T @ do + (k * until) @ dS
+    last = np.sum((total * S0 + (k * until).T @ v) * dS, axis=1)
+    dg = np.cumsum((q * dq - k * dk)[::-1], axis=0)[::-1] + last
+    return dq + own * k, dk + own * q, dv, dg, total * dS + (q * since).T @ do
 
 
 def gate(x, W1, W2, b, tau=16.0):
