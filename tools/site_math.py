@@ -16,6 +16,7 @@ NAMESPACE = "http://www.w3.org/1998/Math/MathML"
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "msubsup": 3, "mover": 2, "munder": 2, "munderover": 3, "mroot": 2}
 LIMITS = {"max", "min", "sup", "inf", "lim", "argmax", "argmin"}  # in display, what stands under them goes below
 OPERANDS = {"mi", "mn", "msub", "msup", "msubsup", "munder", "mfrac"}
+CLOSING = {")", "]", "}", "|", "′"}
 REWRITTEN = [  # names latex2mathml lacks, in terms of those it has
     (re.compile(r"\\(begin|end)\{aligned\}"), r"\\\1{split}"),
     (re.compile(r"\\arg(?![a-z])"), r"\\operatorname{arg}"),
@@ -117,6 +118,9 @@ def _tidy(element: ElementTree.Element, display: bool) -> None:
         element.tag = "mo"
     if "columnalign" in element.attrib:
         element.set("class", element.attrib.pop("columnalign"))
+    for before, part in zip([None, *parts], parts, strict=False):
+        if part.tag == "mo" and part.text in ("−", "±") and (before is None or (before.tag == "mo" and before.text not in CLOSING)):
+            part.attrib |= {"form": "prefix", "lspace": "0", "rspace": "0"}  # a sign, no operation
     for at in range(len(parts) - 1, 0, -1) if element.tag == "mrow" else ():
         if all(part.tag in OPERANDS for part in parts[at - 1 : at + 1]) and any(map(_function, parts[at - 1 : at + 1])):
             element.insert(at, ElementTree.Element("mspace", width="0.167em"))
