@@ -114,6 +114,8 @@ def _tidy(element: ElementTree.Element, display: bool) -> None:
         element.tag, element.attrib = "mi", {}
     if element.tag == "mo" and element.text in {"|", "/"}:  # bars around a number, a slash in it: no operators
         element.attrib |= {"lspace": "0", "rspace": "0"}
+    if element.tag == "mo" and element.text == "∞":
+        element.tag = "mi"
     if element.tag == "mi" and element.text == "~":
         element.tag = "mo"
     if "columnalign" in element.attrib:
