@@ -10,6 +10,7 @@ Metrics are per element and per row, never cosine or a global norm. Every agreem
 bound would also have accepted wrong outputs: a test in which it always would have is toothless, and fails.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class Observed:
 
 observed = Observed()
 
-WRONG = {
+WRONG: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "all zero": np.zeros_like,
     "rolled along its first axis": lambda x: np.roll(x, 1, axis=0),
     "1/16 too large": lambda x: x * (1 + 2.0**-4),

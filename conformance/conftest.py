@@ -11,19 +11,21 @@ if not torch.cuda.is_available() and os.environ.get("TWOFOLD_BACKEND") != "torch
 
 from twofold.conformance import compare, target
 
-_shared = {"deadline": None, "report_multiple_bugs": False, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("quick", max_examples=5, derandomize=True, database=None, **_shared)
-settings.register_profile("dev", max_examples=20, **_shared)
-settings.register_profile("ci", max_examples=20, derandomize=True, database=None, **_shared)
-settings.register_profile("gpu", max_examples=40, derandomize=True, database=None, **_shared)
-settings.register_profile("nightly", max_examples=200, database=None, **_shared)
+_shared = settings(
+    deadline=None, report_multiple_bugs=False, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
+settings.register_profile("quick", _shared, max_examples=5, derandomize=True, database=None)
+settings.register_profile("dev", _shared, max_examples=20)
+settings.register_profile("ci", _shared, max_examples=20, derandomize=True, database=None)
+settings.register_profile("gpu", _shared, max_examples=40, derandomize=True, database=None)
+settings.register_profile("nightly", _shared, max_examples=200, database=None)
 settings.register_profile(  # one failure is enough there: nobody reads the smallest example
-    "museum", max_examples=20, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate], **_shared
+    "museum", _shared, max_examples=20, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("TWOFOLD_PROFILE", "dev"))
 
 
-def pytest_sessionstart(session):
+def pytest_configure(config):  # not at session start, which a conftest that --pyargs finds comes too late for
     if os.environ.get("PYTEST_XDIST_WORKER"):
         torch.set_num_threads(1)  # one core per worker
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
@@ -53,18 +55,23 @@ def device():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     compare.observed.clear()
-    outcome = yield
-    family = item.path.parent.name
-    chapter = "suite" if family in ("suite", "conformance") else target.chapter_of(item.path)
-    parameters = getattr(getattr(item, "callspec", None), "params", {})
-    for (dtype, what), ratio in compare.observed.ratios.items():
-        item.user_properties.append(("ratio", [chapter, f"{parameters.get('fast', 'spec')}/{dtype}", what, ratio]))
+    try:
+        outcome = yield
+    finally:
+        side = getattr(getattr(item, "callspec", None), "params", {}).get("fast", "spec")
+        for (dtype, what), ratio in compare.observed.ratios.items():
+            item.user_properties.append(("ratio", [_chapter(item), f"{side}/{dtype}", what, ratio]))
     compare.observed.demand_teeth()
     return outcome
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        family = item.path.parent.name
-        chapter = "suite" if family in ("suite", "conformance") else target.chapter_of(item.path)
-        item.user_properties.append(("chapter", chapter))
+        item.user_properties.append(("chapter", _chapter(item)))
+        if "fast" in item.fixturenames:
+            item.user_properties.append(("implementation", item.callspec.params["fast"]))
+
+
+def _chapter(item):
+    """The chapter that the test's file is named after; the suite's tests of itself belong to none."""
+    return "suite" if item.path.parent.name in ("suite", "conformance") else target.chapter_of(item.path)

@@ -126,6 +126,7 @@ def test_check_fails_a_wrong_implementation_and_shows_where(targets):
 def test_check_tells_what_a_target_lacks(targets):
     done = twofold("check", CHAPTER, "--target", "target_nothing", "--profile", "quick", folder=targets)
     assert "target_nothing has no speculative.cost" in done.stdout
+    assert done.returncode == 1 and "no implementation was checked" in done.stdout, "laws of the spec alone are no verdict on a target"
 
 
 def event(outcome, ratio=None, **rest):
@@ -134,10 +135,10 @@ def event(outcome, ratio=None, **rest):
 
 
 def test_check_counts_events_and_keeps_the_worst_ratio():
-    result = {"passed": 0, "failed": 0, "skipped": 0, "chapters": {}, "failures": []}
-    for each in (event("passed", 0.25), event("passed", 0.5), event("passed", 0.125), event("skipped"), event("failed")):
+    result = {"passed": 0, "failed": 0, "skipped": 0, "implementation": 0, "chapters": {}, "failures": []}
+    for each in (event("passed", 0.25), event("passed", 0.5, side="torch"), event("passed", 0.125), event("skipped"), event("failed")):
         check._count(result, each)
-    assert (result["passed"], result["failed"], result["skipped"]) == (3, 1, 1)
+    assert (result["passed"], result["failed"], result["skipped"], result["implementation"]) == (3, 1, 1, 1)
     assert result["chapters"]["a.b"]["worst"] == {"torch/float32": 0.5}
     assert result["chapters"]["a.b"]["skips"] == {"why": 1}
     assert result["failures"] == [{"chapter": "a.b", "test": "test_it", "message": "why"}]

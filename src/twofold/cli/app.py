@@ -64,7 +64,7 @@ def check(
 ) -> None:
     """Hold an implementation to the specs, and say how close it comes to every bound.
 
-    Ends with 0 if something passed and nothing failed, with 1 if anything failed or nothing was checked, with 2 for an unknown name.
+    Ends with 0 if nothing failed, with 1 if anything did or no implementation was checked, with 2 for an unknown name.
     """
     from twofold import discovery
     from twofold.cli import check as checking
@@ -72,7 +72,8 @@ def check(
     with _usage_errors(discovery.Unknown, checking.Unavailable):
         result = checking.run(patterns or (), target, device and device.value, profile.value, progress=not as_json)
     _print(result) if as_json else checking.show(result)
-    raise typer.Exit(0 if result["passed"] and not result["failed"] else 1)
+    checked = result["implementation"] or list(patterns or ()) == ["suite"]
+    raise typer.Exit(0 if result["passed"] and checked and not result["failed"] else 1)
 
 
 @app.command()

@@ -34,12 +34,13 @@ def run(
     """Run the tests of the chapters that match, and return what they found.
 
     The result holds `passed`, `failed`, `skipped`; under `chapters` the same for each, with `worst`, the largest error over bound per
-    "backend/dtype", and `skips`, how often each reason was given; and under `failures` each failed test with its message. No pattern runs
+    "backend/dtype", and `skips`, how often each reason was given; under `implementation` how many of the tests that passed had an
+    implementation under test, rather than the spec alone; and under `failures` each failed test with its message. No pattern runs
     everything, the tests of the suite itself too (chapter "suite"), unless the target is somebody else's.
     """
     files = _files(list(patterns), target)
     environment = _environment(target, device, profile)
-    result: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "chapters": {}, "failures": []}
+    result: dict[str, Any] = {"passed": 0, "failed": 0, "skipped": 0, "implementation": 0, "chapters": {}, "failures": []}
     with tempfile.TemporaryDirectory() as folder, _progress(progress) as tell:
         record, log = Path(folder, "record"), Path(folder, "log")
         environment[RECORD] = str(record)
@@ -75,7 +76,9 @@ def show(result: dict[str, Any]) -> None:
     for reason, count in _reasons(result).items():
         console().print(f"skipped {count}: {reason}", markup=False)
     verdict = f"{result['passed']} passed, {result['failed']} failed, {result['skipped']} skipped"
-    console().print(verdict if result["passed"] else f"{verdict}: nothing was checked", markup=False)
+    console().print(verdict, markup=False)
+    if not result["implementation"]:
+        console().print("no implementation was checked", markup=False)
 
 
 def _reasons(result: dict[str, Any]) -> dict[str, int]:
@@ -158,6 +161,7 @@ def _count(result: dict[str, Any], event: dict[str, Any]) -> None:
     chapter = result["chapters"].setdefault(event["chapter"], {"passed": 0, "failed": 0, "skipped": 0, "worst": {}, "skips": {}})
     for counts in (result, chapter):
         counts[event["outcome"]] += 1
+    result["implementation"] += event["outcome"] == "passed" and event.get("side") is not None
     if event["outcome"] == "failed":
         result["failures"].append({key: event[key] for key in ("chapter", "test", "message")})
     if event["outcome"] == "skipped":

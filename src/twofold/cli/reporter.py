@@ -41,10 +41,12 @@ class Reporter:
             self._report(report, [])
 
     def _report(self, report: Any, ratios: list[Any]) -> None:
-        chapter = dict(getattr(report, "user_properties", ())).get("chapter") or _chapter(report.nodeid)
+        properties = dict(getattr(report, "user_properties", ()))
+        chapter = properties.get("chapter") or _chapter(report.nodeid)
         skipped = report.outcome == "skipped" and isinstance(report.longrepr, tuple)  # (file, line, reason)
         message = report.longrepr[2].removeprefix("Skipped: ") if skipped else report.longreprtext
-        self.write(test=report.nodeid, chapter=chapter, outcome=report.outcome, message=message, ratios=ratios)
+        side = properties.get("implementation")
+        self.write(test=report.nodeid, chapter=chapter, outcome=report.outcome, message=message, ratios=ratios, side=side)
 
 
 def _chapter(nodeid: str) -> str:
