@@ -61,11 +61,12 @@ def both(fast, form, rng, p, q, draft, lengths, accept, token, lenience, dtype="
     return kept, drawn, *(np.array(column) for column in zip(*expected, strict=True))
 
 
-@given(forms, st.integers(0, 4), st.sampled_from([1, 2, 3, 17, 2047, 2048, 2049, 4097]), seeds, layouts)
-def test_tokens_are_the_specs_where_arithmetic_is_exact(fast, form, gamma, V, seed, layout):
+@given(forms, st.integers(0, 4), st.sampled_from([1, 2, 3, 17, 2047, 2048, 2049, 4097]), seeds, layouts, st.sampled_from([2, 8]))
+def test_tokens_are_the_specs_where_arithmetic_is_exact(fast, form, gamma, V, seed, layout, bits):
+    """With two bits, every other uniform meets an edge exactly."""
     rng = np.random.default_rng(seed)
-    p, q, draft, lengths = problem(rng, 3, gamma, V, dyadic)
-    accept, token = rng.integers(0, 256, (3, gamma)) / 256, rng.integers(0, 256, 3) / 256
+    p, q, draft, lengths = problem(rng, 3, gamma, V, lambda rng, *shape: dyadic(rng, *shape, bits=bits))
+    accept, token = (rng.integers(0, 2**bits, shape) / 2**bits for shape in ((3, gamma), 3))
     kept, drawn, spec_kept, spec_drawn, _ = both(fast, form, rng, p, q, draft, lengths, accept, token, 0.5, layout=layout)
     exactly(kept, spec_kept, "kept")
     exactly(drawn, spec_drawn, "token")
