@@ -101,7 +101,7 @@ def test_random_inputs_agree_within_the_bound(fast, t, n, k, size, bits, grid, d
     agree(y, expected, independent=regime == "normal")
 
 
-@given(tokens, channels, columns, sizes, grids, st.booleans(), inputs.seeds)
+@given(tokens, st.sampled_from([1, 3]), columns, sizes, grids, st.booleans(), inputs.seeds)
 def test_gradient_is_exact_too(fast, t, n, k, size, grid, packed, seed):
     x, codes, scale, zero, _, weight = exact_case(t, n, k, 4, size, grid, seed)
     packed = packed and grid != "absmax"

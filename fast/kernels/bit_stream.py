@@ -72,14 +72,14 @@ def stream_codes(row, index, inside, BITS: tl.constexpr):
 
 
 @triton.jit
-def whole_words(rows, start, inside, count, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def whole_words(rows, start, count, BITS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Codes `start` to `start + COLUMNS` of streams of `count` codes, `(ROWS, COLUMNS)`, each word loaded once; 0 beyond the end.
 
-    For widths that divide 32; `start` and COLUMNS must be multiples of 32 / BITS, and `rows`, `inside` are `(ROWS, 1)`.
+    For widths that divide 32; `start` and COLUMNS must be multiples of 32 / BITS, and `rows` is `(ROWS, 1)`.
     """
     EACH: tl.constexpr = 32 // BITS
     index = start // EACH + tl.arange(0, COLUMNS // EACH)
-    words = tl.load(rows + index[None, :], mask=inside & (index * EACH < count)[None, :], other=0)                 # (ROWS, COLUMNS / EACH)
+    words = tl.load(rows + index[None, :], mask=(index * EACH < count)[None, :], other=0)                          # (ROWS, COLUMNS / EACH)
     shifts = (tl.arange(0, EACH) * BITS)[None, None, :]
     return tl.reshape((words[:, :, None] >> shifts) & ((1 << BITS) - 1), (ROWS, COLUMNS))
 

@@ -1,13 +1,13 @@
 """Matrix products with quantized operands: low-bit weights under 16- or 32-bit activations, and int8 under int8.
 
-Low-bit weights. The product is computed transposed, weight tile first, so that the freshly unpacked weight is the operand that tensor cores
-can take from registers and the few tokens of decoding are the short side. A K tile lies within one group where the group size is a multiple
-of it (always so for powers of two from 16 and for one group per row). Then the tile is `code - zero`, an exact small integer for integer
-zeros, and the group's scale multiplies the float32 partial sum. Elsewhere, and for the grids whose zero is added after the scale (there that
-would trade the weight's own rounding for the cancellation of two long sums), the tile is the dequantized weight, computed in float32 and
-rounded to the dtype of `x`. K is split over programs where the tiles alone would leave a GPU idle: float32 partial sums, added in a fixed
-order by a second pass, no atomics. Words are loaded once and spread over their codes in registers where a code never straddles two of them
-(1, 2, 4, 8 bits); the other widths load a word, sometimes two, per code.
+Low-bit weights. The product is computed transposed, weight tile first, so that the freshly unpacked weight is the operand that tensor
+cores can take from registers and the few tokens of decoding are the short side. A K tile lies within one group where the group size is a
+multiple of it (always so for powers of two from 16 and for one group per row). Then the tile is `code - zero`, an exact small integer for
+integer zeros, and the group's scale multiplies the float32 partial sum. Elsewhere, and for the grids whose zero is added after the scale
+(there that would trade the weight's own rounding for the cancellation of two long sums), the tile is the dequantized weight, computed in
+float32 and rounded to the dtype of `x`. K is split over programs where the tiles alone would leave a GPU idle: float32 partial sums,
+added in a fixed order by a second pass, no atomics. Words are loaded once and spread over their codes in registers where a code never
+straddles two of them (1, 2, 4, 8 bits); the other widths load a word, sometimes two, per code.
 
 int8. int32 accumulation; the product of both scales first, in float32, times the converted sum, plus the bias, one cast.
 """
@@ -26,13 +26,18 @@ from twofold.fast.kernels.variant import Variant
 
 __all__ = ["Tile", "int8", "low_bit", "tile_int8", "tile_low_bit", "variants"]
 
+AFTER = ("min", "centred")  # grids whose zero is added after the scale
+
+
 def low_bit(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, size: int, grid: str, packed: bool):
     """`x (T, K)` times the transposed dequantized weight: `(T, N)` in the dtype of `x`. Differentiable in `x`."""
     return _low_bit(x, codes, scale, zero, bits, size, grid, packed)
 
 
-def int8(x_codes: torch.Tensor, x_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype):
-    """`x_codes (T, K)` times `codes (N, K)` transposed, exactly, then scaled by `x_scale (T, 1)` and `scale (N, 1)`: `(T, N)` in `dtype`."""
+def int8(
+    x_codes: torch.Tensor, x_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """`x_codes (T, K)` times `codes (N, K)` transposed, exactly, then times `x_scale (T, 1)` and `scale (N, 1)`: `(T, N)` in `dtype`."""
     return _int8(x_codes, x_scale, codes, scale, bias, dtype)
 
 
@@ -48,14 +53,17 @@ class Tile:
     stages: int = 3
 
 
-def tile_low_bit(t: int, n: int, k: int, size: int, bits: int) -> Tile:
+def tile_low_bit(t: int, n: int, k: int, bits: int, size: int, grid: str, itemsize: int, hip: bool) -> Tile:
     """The configuration for a shape: K tiles inside one group if possible, K split until about two programs fit every multiprocessor."""
     fitting = [candidate for candidate in (64, 32, 16) if size % candidate == 0 or size >= k]
     block_k = fitting[0] if fitting else 32
-    block_t = min(max(triton.next_power_of_2(t), 16), 64)
-    block_n = 64 if t <= 64 or not fitting or 32 % bits else 128  # what takes more registers gets smaller tiles
+    light = bool(fitting) and 32 % bits == 0 and grid not in AFTER and itemsize == 2  # what takes more registers gets smaller tiles
+    block_t = min(max(triton.next_power_of_2(t), 16), 64 if itemsize == 2 else 32)
+    block_n = 128 if t > 64 and light else 64
     programs = triton.cdiv(t, block_t) * triton.cdiv(n, block_n)
     splits = max(1, min(8, 264 // max(programs, 1), k // (4 * block_k)))
+    if hip:  # more threads and fewer loads under way: their masks fill the scalar registers there
+        return Tile(block_t, block_n, block_k, splits, 8, 2 if light else 1)
     return Tile(block_t, block_n, block_k, splits, 4 if block_t * block_n <= 2048 else 8, 3)
 
 
@@ -71,7 +79,8 @@ def _low_bit(
 ) -> torch.Tensor:
     if not backend.triton(x):
         return (x.float() @ _weight(codes, scale, zero, bits, size, grid, packed, x.shape[1]).T).to(x.dtype)
-    return low_bit_triton(x, codes, scale, zero, bits, size, grid, packed, tile_low_bit(len(x), len(codes), x.shape[1], size, bits))
+    tile = tile_low_bit(len(x), len(codes), x.shape[1], bits, size, grid, x.itemsize, torch.version.hip is not None)
+    return low_bit_triton(x, codes, scale, zero, bits, size, grid, packed, tile)
 
 
 @_low_bit.register_fake
@@ -125,38 +134,40 @@ def _low_bit_kernel(
     LATE_SCALE: tl.constexpr = ONE_GROUP and GRID != "min" and GRID != "centred"
     tiles_t = tl.cdiv(T, BLOCK_T)
     split = tl.program_id(1).to(tl.int64)
-    t = (tl.program_id(0) % tiles_t).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)           # neighbors share a weight tile
-    n = (tl.program_id(0) // tiles_t).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    t = tl.program_id(0) % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)                         # neighbors share a weight tile
+    n = tl.program_id(0) // tiles_t * BLOCK_N + tl.arange(0, BLOCK_N)
+    near_t, near_n = (t % T).to(tl.int64)[None, :], (n % N).to(tl.int64)[:, None]            # beyond the end, the first ones again
     share = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLITS) * BLOCK_K                                   # of K, whole tiles
     begin, end = (split * share).to(tl.int32), tl.minimum((split + 1) * share, K).to(tl.int32)
-    inside_t, inside_n = (t < T)[None, :], (n < N)[:, None]
-    rows, scale_at, zero_at = codes + n[:, None] * stride_c, scales + n[:, None] * stride_sn, zeros + n[:, None] * stride_zn
+    rows, columns = codes + near_n * stride_c, x + near_t * stride_x
+    scale_at, zero_at = scales + near_n * stride_sn, zeros + near_n * stride_zn
     total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
     for start in range(begin, end, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        inside = inside_n & (k < K)[None, :]                                                  # (N, K)
-        tokens = tl.load(x + t[None, :] * stride_x + k[:, None], mask=(k < K)[:, None] & inside_t, other=0.0)      # (K, T)
+        inside = (k < K)[None, :]                                                             # (1, K)
+        tokens = tl.load(columns + k[:, None], mask=(k < K)[:, None], other=0.0)               # (K, T)
         if not PACKED:
             code = tl.load(rows + k[None, :], mask=inside, other=0)
         elif 32 % BITS == 0:
-            code = whole_words(rows, start, inside_n, K, BITS, BLOCK_N, BLOCK_K)
+            code = whole_words(rows, start, K, BITS, BLOCK_N, BLOCK_K)
         else:
             code = stream_codes(rows, k[None, :], inside, BITS)
+        zero = 0.0
         if ONE_GROUP:
-            group = (start // SIZE + tl.zeros((1, 1), tl.int32)).to(tl.int64)                 # (1, 1)
-            inside_group = inside_n
+            group = tl.zeros((1, 1), tl.int64) + start // SIZE
+            scale = tl.load(scale_at + group * stride_sg).to(tl.float32)                      # (N, 1)
+            if GRID != "absmax":
+                zero = tl.load(zero_at + group * stride_zg).to(tl.float32)
         else:
             group = (k[None, :] // SIZE).to(tl.int64)                                         # (1, K)
-            inside_group = inside
-        scale = tl.load(scale_at + group * stride_sg, mask=inside_group, other=0.0).to(tl.float32)                 # (N, 1) or (N, K)
-        zero = scale
-        if GRID != "absmax":
-            zero = tl.load(zero_at + group * stride_zg, mask=inside_group, other=0.0).to(tl.float32)
+            scale = tl.load(scale_at + group * stride_sg, mask=inside, other=0.0).to(tl.float32)                   # (N, K)
+            if GRID != "absmax":
+                zero = tl.load(zero_at + group * stride_zg, mask=inside, other=0.0).to(tl.float32)
         value = values_of(code, 1.0 if LATE_SCALE else scale, zero, BITS, GRID)
         part = tl.dot(value.to(tokens.dtype), tokens, input_precision="ieee")
         total += part * scale if LATE_SCALE else part
-    target = out + split * stride_split + t[None, :] * N + n[:, None]
-    tl.store(target, total.to(out.dtype.element_ty), mask=inside_n & inside_t)
+    target = out + split * stride_split + t.to(tl.int64)[None, :] * N + n[:, None]
+    tl.store(target, total.to(out.dtype.element_ty), mask=(n < N)[:, None] & (t < T)[None, :])
 
 
 @triton.jit
@@ -210,20 +221,21 @@ def _int8_kernel(
     BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     tiles_t = tl.cdiv(T, BLOCK_T)
-    t = (tl.program_id(0) % tiles_t).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
-    n = (tl.program_id(0) // tiles_t).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    t = tl.program_id(0) % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)
+    n = tl.program_id(0) // tiles_t * BLOCK_N + tl.arange(0, BLOCK_N)
+    near_t, near_n = (t % T).to(tl.int64), (n % N).to(tl.int64)                              # beyond the end, the first ones again
     total = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        tokens = tl.load(x + t[:, None] * stride_x + k[None, :], mask=(t < T)[:, None] & (k < K)[None, :], other=0)
-        code = tl.load(codes + n[None, :] * stride_c + k[:, None], mask=(n < N)[None, :] & (k < K)[:, None], other=0)
+        tokens = tl.load(x + near_t[:, None] * stride_x + k[None, :], mask=(k < K)[None, :], other=0)
+        code = tl.load(codes + near_n[None, :] * stride_c + k[:, None], mask=(k < K)[:, None], other=0)
         total = tl.dot(tokens, code, total, out_dtype=tl.int32)
-    x_scale = tl.load(x_scales + t * stride_xs, mask=t < T, other=0.0).to(tl.float32)
-    scale = tl.load(scales + n * stride_s, mask=n < N, other=0.0).to(tl.float32)
+    x_scale = tl.load(x_scales + near_t * stride_xs).to(tl.float32)
+    scale = tl.load(scales + near_n * stride_s).to(tl.float32)
     y = total.to(tl.float32) * (x_scale[:, None] * scale[None, :])
     if BIAS:
-        y += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + t[:, None] * N + n[None, :], y.to(out.dtype.element_ty), mask=(t < T)[:, None] & (n < N)[None, :])
+        y += tl.load(bias + near_n).to(tl.float32)[None, :]
+    tl.store(out + t.to(tl.int64)[:, None] * N + n[None, :], y.to(out.dtype.element_ty), mask=(t < T)[:, None] & (n < N)[None, :])
 
 
 def variants():
@@ -239,7 +251,9 @@ def variants():
         (4, "zero_point", 32, False, "fp32", "fp32"),
     ):
         for t in (1, 64, 512):
-            yield _low_bit_variant(bits, grid, size, packed, dtype, scale, tile_low_bit(t, 4096, 4096, size, bits))
+            for hip in (False, True):
+                tile = tile_low_bit(t, 4096, 4096, bits, size, grid, 4 if dtype == "fp32" else 2, hip)
+                yield _low_bit_variant(bits, grid, size, packed, dtype, scale, tile, hip)
     for t, dtype, bias in ((16, "bf16", False), (64, "fp16", True), (512, "bf16", True)):
         tile = tile_int8(t, 4096, 4096)
         constants = {"BIAS": bias, "BLOCK_T": tile.t, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
@@ -247,13 +261,14 @@ def variants():
         types |= dict.fromkeys(("T", "N", "K", "stride_x", "stride_xs", "stride_c", "stride_s"), "i32")
         types |= dict.fromkeys(constants, "constexpr")
         options = {"num_warps": tile.warps, "num_stages": tile.stages}
-        yield Variant(f"int8_matmul-{tile.t}", _int8_kernel, types, constants, options, ("x", "codes", "out", "N", "K", "stride_x", "stride_c"))
+        divisible = ("x", "codes", "out", "N", "K", "stride_x", "stride_c")
+        yield Variant(f"int8_matmul-{tile.t}", _int8_kernel, types, constants, options, divisible)
     constants = {"SPLITS": 8, "BLOCK": 1024}
     types = {"partial": "*fp32", "out": "*bf16", "count": "i32"} | dict.fromkeys(constants, "constexpr")
     yield Variant("low_bit_matmul-add-splits", _add_splits, types, constants, {"num_warps": 4}, ("partial", "out", "count"))
 
 
-def _low_bit_variant(bits, grid, size, packed, dtype, scale, tile):
+def _low_bit_variant(bits, grid, size, packed, dtype, scale, tile, hip):
     constants = {
         "BITS": bits, "GRID": grid, "PACKED": packed, "SIZE": size, "ONE_GROUP": size % tile.k == 0, "SPLITS": tile.splits,
         "BLOCK_T": tile.t, "BLOCK_N": tile.n, "BLOCK_K": tile.k,
@@ -262,6 +277,8 @@ def _low_bit_variant(bits, grid, size, packed, dtype, scale, tile):
     types |= {"scales": f"*{scale}", "zeros": f"*{scale}", "out": f"*{dtype}" if tile.splits == 1 else "*fp32"}
     integers = ("T", "N", "K", "stride_x", "stride_c", "stride_sn", "stride_sg", "stride_zn", "stride_zg", "stride_split")
     types |= dict.fromkeys(integers, "i32") | dict.fromkeys(constants, "constexpr")
-    name = f"low_bit_matmul-{bits}-{grid}-{size}-{dtype}-{'packed' if packed else 'bytes'}-{tile.t}x{tile.n}x{tile.k}x{tile.splits}"
+    form, shape = "packed" if packed else "bytes", f"{tile.t}x{tile.n}x{tile.k}x{tile.splits}"
+    name = f"low_bit_matmul-{bits}-{grid}-{size}-{dtype}-{form}-{shape}{'-hip' if hip else ''}"
     divisible = ("x", "codes", "scales", "zeros", "out", "N", "K", "stride_x", "stride_c", "stride_split")
-    return Variant(name, _low_bit_kernel, types, constants, {"num_warps": tile.warps, "num_stages": tile.stages}, divisible)
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return Variant(name, _low_bit_kernel, types, constants, options, divisible, ("gfx942",) if hip else (80, 90, 100, 120))

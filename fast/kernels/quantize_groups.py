@@ -117,7 +117,7 @@ def _launch(weight, codes, scale, zero, bits, size, grid, fit, want_codes):
 
 @triton.jit
 def _nearest(value):
-    value = tl.minimum(tl.maximum(value, -1048576.0), 1048576.0)                              # clipped anyway, and the sum below stays exact
+    value = tl.minimum(tl.maximum(value, -1048576.0), 1048576.0)  # clipped anyway; the sum below stays exact
     return (value + ROUND) - ROUND
 
 
@@ -157,8 +157,8 @@ def values_of(codes, scale, zero, BITS: tl.constexpr, GRID: tl.constexpr):
 @triton.jit
 def _stored(scale, TYPE: tl.constexpr):
     """The scale as its dtype holds it, at float32: a scale of 0 is 1; one that the dtype would lose is its smallest or largest number."""
-    SMALLEST: tl.constexpr = 6.103515625e-05 if TYPE == tl.float16 else 1.1754943508222875e-38
-    LARGEST: tl.constexpr = 65504.0 if TYPE == tl.float16 else (3.3895313892515355e38 if TYPE == tl.bfloat16 else 3.4028234663852886e38)
+    SMALLEST: tl.constexpr = 2.0**-14 if tl.float16 == TYPE else 2.0**-126
+    LARGEST: tl.constexpr = 65504.0 if tl.float16 == TYPE else (2 - 2.0**-7 if tl.bfloat16 == TYPE else 2 - 2.0**-23) * 2.0**127
     scale = tl.where(scale == 0.0, 1.0, scale)
     kept = scale.to(TYPE).to(tl.float32)
     kept = tl.where(kept == 0.0, SMALLEST, kept)
@@ -220,7 +220,7 @@ def _fit(low, high, BITS: tl.constexpr, GRID: tl.constexpr, TYPE: tl.constexpr):
         empty = low == high
         low, high = tl.where(empty, -1.0, low), tl.where(empty, 1.0, high)
         scale = _stored(tl.div_rn(high - low, low * 0.0 + TOP), TYPE)
-        zero = tl.minimum(_nearest(tl.div_rn(0.0 - low, scale)), TOP)                         # the minimum only where the scale was replaced
+        zero = tl.minimum(_nearest(tl.div_rn(0.0 - low, scale)), TOP)  # above TOP only where the scale was replaced
     else:
         scale = _stored(tl.div_rn(high - low, low * 0.0 + TOP), TYPE)
         if GRID == "min":
@@ -319,4 +319,5 @@ def variants():
         back = constants | {"BLOCK": TILE}
         types = {"codes": f"*{code}"} | pointers | {"values": f"*{weight}", "columns": "i32", "stride_c": "i32"} | strides
         types |= dict.fromkeys(back, "constexpr")
-        yield Variant(f"quantize_groups-back-{grid}-{size}", _dequantize_kernel, types, back, {"num_warps": 4}, ("codes", "values", "columns"))
+        name, divisible = f"quantize_groups-back-{grid}-{size}", ("codes", "values", "columns")
+        yield Variant(name, _dequantize_kernel, types, back, {"num_warps": 4}, divisible)

@@ -1,4 +1,4 @@
-"""Bit packing: codes of 1 to 8 bits as a little-endian stream of 32-bit words along the last axis. See `twofold.spec.number_formats.bit_packing`.
+"""Bit packing: codes of 1 to 8 bits as a little-endian stream of 32-bit words along the last axis.
 
 Codes are uint8, words are int32 bit patterns. Codes must fit their width: a code above 2^bits - 1 is an error on the CPU; on a GPU,
 where looking would stall the stream, it is undefined.
@@ -26,8 +26,9 @@ def unpack(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     _check(words, "words", torch.int32, bits)
     if count < 0:
         raise ValueError(f"count must be at least 0, not {count}")
-    if words.shape[-1] != (count * bits + 31) // 32:
-        raise ValueError(f"words must have {(count * bits + 31) // 32} words per row for {count} codes of {bits} bits, not {words.shape[-1]}")
+    needed = (count * bits + 31) // 32
+    if words.shape[-1] != needed:
+        raise ValueError(f"words must have {needed} words per row for {count} codes of {bits} bits, not {words.shape[-1]}")
     return bit_stream.unpack(_rows(words), bits, count).reshape(*words.shape[:-1], count)
 
 

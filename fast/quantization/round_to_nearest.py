@@ -4,8 +4,9 @@ grid, is `twofold.spec.quantization.round_to_nearest`.
 Codes are uint8, int8 for `absmax`. Scales and zeros share one dtype, float32, float16 or bfloat16, and codes are those of the scale and
 zero as stored; a scale that its dtype would lose becomes its smallest normal or largest finite number. Arithmetic is float32.
 
-`matmul` takes the codes `(N, K)` or, with `packed=True`, each row's stream of 32-bit words from `bit_packing.pack`, `(N, ceil(K bits / 32))`;
-`absmax` codes are packed as `codes + 2^(bits - 1)` with grid `full` and that zero. It is differentiable in `x`; the weight is frozen.
+`matmul` takes the codes `(N, K)` or, with `packed=True`, each row's stream of 32-bit words from `bit_packing.pack`,
+`(N, ceil(K bits / 32))`; `absmax` codes are packed as `codes + 2^(bits - 1)`, read with grid `full` and that zero. It is differentiable in
+`x`; the weight is frozen, and nothing else here has a gradient.
 
 A group that holds a NaN or an infinity gets the scale NaN and codes 0, so the damage shows in that group and nowhere else. One scale per
 tensor: `weight.reshape(1, -1)` with group_size None, then `scale.expand(N, 1)`.
@@ -85,7 +86,7 @@ def matmul_int8(
     x_codes: torch.Tensor, x_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None = None,
     *, dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:  # fmt: skip
-    """Both operands as int8 `absmax` codes: the exact integer product, times `x_scale (T, 1) * scale (N, 1)`, plus `bias (N,)`, cast once."""
+    """Both operands as int8 `absmax` codes: their exact product, times `x_scale (T, 1) * scale (N, 1)`, plus `bias (N,)`, cast once."""
     checks.shape(x_codes=(x_codes, "T K"), x_scale=(x_scale, "T 1"), codes=(codes, "N K"), scale=(scale, "N 1"))
     checks.dtypes(torch.int8, x_codes=x_codes, codes=codes)
     checks.dtypes(*FLOATS, x_scale=x_scale, scale=scale, bias=bias)
