@@ -25,6 +25,7 @@ import torch
 import triton
 import triton.language as tl
 
+from twofold.fast.kernels.chunk_table import tables
 from twofold.fast.kernels.variant import Variant
 
 __all__ = ["CHUNKS", "backward", "forward", "variants"]
@@ -297,34 +298,11 @@ def gates_kernel(
             tl.store(dg + own * e_t, tl.sum(tl.where(mask, gate, 0.0), 1), mask=own < end)
 
 
-def tables(batch: int, length: int, cu_seqlens: torch.Tensor | None, chunk: int, device: torch.device):
-    """Rows (batch row, first token, end of sequence, slot of the state) of all sequences and of all chunks; slots of final states."""
-    if cu_seqlens is None:
-        count = batch
-        row = torch.arange(batch, device=device)
-        begin, end = torch.zeros_like(row), torch.full_like(row, length)
-        most = batch * -(-length // chunk)
-    else:
-        count = len(cu_seqlens) - 1
-        begin, end = cu_seqlens[:-1].to(torch.int64), cu_seqlens[1:].to(torch.int64)
-        row = torch.zeros_like(begin)
-        most = length // chunk + count
-    chunks = (end - begin + chunk - 1) // chunk
-    total = torch.cumsum(chunks, 0)
-    slot = total - chunks + torch.arange(count, device=device)  # a sequence of c chunks has c + 1 boundaries
-    index = torch.arange(most, device=device)
-    owner = torch.searchsorted(total, index, right=True).clamp(max=count - 1)
-    nth = index - (total - chunks)[owner]
-    by_chunk = torch.stack([row[owner], begin[owner] + nth * chunk, end[owner], slot[owner] + nth], 1)
-    return torch.stack([row, begin, end, slot], 1), by_chunk, slot + chunks
-
-
 def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
     """Tile of K, tile of V and warps of a kernel: a pure function of the shape."""
     side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
-    if kernel is gates_kernel:
-        return side(K, 32), side(V, 32), 4
-    return side(K, 64 if kernel is boundaries_kernel and itemsize == 2 else 32), side(V, 64), 4
+    warps = 8 if itemsize == 4 and kernel is not boundaries_kernel else 4
+    return side(K, 64 if kernel is boundaries_kernel and itemsize == 2 else 32), side(V, 32 if kernel is gates_kernel else 64), warps
 
 
 def precision(itemsize: int, hip: bool) -> str:
@@ -338,13 +316,9 @@ def _launch(kernel, programs: int, *args, K: int, V: int, itemsize: int, **const
     tiles_k, tiles_v = triton.cdiv(K, BK), triton.cdiv(V, BV)
     tiles = tiles_k * tiles_v if kernel is boundaries_kernel else tiles_k if kernel is gates_kernel else tiles_v
     constants |= {"K": K, "V": V, "BK": BK, "BV": BV, "PRECISION": precision(itemsize, torch.version.hip is not None)}
-    constants |= {} if kernel is boundaries_kernel else {"SUB": SUB}
+    constants |= {"SUB": SUB} if "SUB" in kernel.arg_names else {}
     if programs:
         kernel[programs * tiles,](*args, **constants, num_warps=warps, num_stages=2)
-
-
-def _strides(x: torch.Tensor) -> tuple[int, int, int]:
-    return x.stride(0), x.stride(1), x.stride(2)
 
 
 def forward(q, k, v, g, S0, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -381,23 +355,22 @@ class _Run:
     def boundaries(self, x, y, first, reverse):
         slots = len(self.chunks) + len(self.sequences)
         states = torch.empty((slots, *first.shape[1:]), dtype=torch.float32, device=x.device)
-        args = x, y, self.g, first, states, self.sequences, *_strides(x), *_strides(y), *_strides(self.g), self.heads, self.group
+        args = x, y, self.g, first, states, self.sequences, *x.stride()[:3], *y.stride()[:3], *self.g.stride()[:3], self.heads, self.group
         _launch(boundaries_kernel, len(self.sequences) * self.heads, *args, REVERSE=reverse, **self.common)
         return states
 
     def outputs(self, x, y, z, states, o, reverse):
-        strides = *_strides(x), *_strides(y), *_strides(z), *_strides(self.g), *_strides(o)
+        strides = *x.stride()[:3], *y.stride()[:3], *z.stride()[:3], *self.g.stride()[:3], *o.stride()[:3]
         args = x, y, z, self.g, states, o, self.chunks, *strides, self.heads, self.group
         _launch(outputs_kernel, len(self.chunks) * self.heads, *args, REVERSE=reverse, **self.common)
 
     def gates(self, q, k, v, do, states, dstates):
         shape = (*v.shape[:3], q.shape[3])
-        dtype = q.dtype if self.group == 1 else torch.float32
-        dq, dk = (torch.empty(shape, dtype=dtype, device=q.device) for _ in range(2))
+        dq, dk = (torch.empty(shape, dtype=q.dtype if self.group == 1 else torch.float32, device=q.device) for _ in range(2))
         tiles = triton.cdiv(q.shape[3], blocks(gates_kernel, q.shape[3], v.shape[3], q.element_size())[0])
         width = {"none": 0, "scalar": tiles, "vector": q.shape[3]}[self.decay]
         dg = torch.empty((*v.shape[:3], width), dtype=torch.float32, device=q.device)
-        strides = (s for x in (q, k, v, self.g, do, dq, dg) for s in _strides(x))
+        strides = (s for x in (q, k, v, self.g, do, dq, dg) for s in x.stride()[:3])
         args = q, k, v, self.g, do, states, dstates, dq, dk, dg, self.chunks, *strides, self.heads, self.group
         _launch(gates_kernel, len(self.chunks) * self.heads, *args, **self.common)
         if self.group > 1:
@@ -413,11 +386,10 @@ def variants():
     for (kernel, reverse), decay, (element, itemsize, hip) in product(forms, ("none", "scalar", "vector"), formats):
         BK, BV, warps = blocks(kernel, K, V, itemsize)
         constants = {"REVERSE": reverse, "K": K, "V": V, "DECAY": decay, "CHUNK": 64, "SUB": SUB, "BK": BK, "BV": BV}
-        constants |= {"PRECISION": precision(itemsize, hip)}
+        constants["PRECISION"] = precision(itemsize, hip)
         tensors = dict.fromkeys(("x", "y", "z", "o", "q", "k", "v", "do", "dq", "dk"), f"*{element}")
         tensors |= dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32") | dict.fromkeys(("sequences", "chunks"), "*i64")
-        names = kernel.arg_names
-        strides = [n for n in names if n[1:] in ("_b", "_t", "_h")]
+        names, strides = kernel.arg_names, [n for n in kernel.arg_names if n[1:] in ("_b", "_t", "_h")]
         yield Variant(
             name=f"{kernel.__name__.removesuffix('_kernel')}{'_reverse' if reverse else ''}-{decay}-{element}{'-hip' if hip else ''}",
             kernel=kernel,

@@ -15,7 +15,7 @@ def forward(q, k, v, g, S0, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch
     """Outputs `(B, T, H, V)` and final states `(N, H, K, V)`; g is `(B, T, H, K)`, `(B, T, H, 1)` or None."""
     o, final = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty_like(S0, memory_format=torch.contiguous_format)
     for batch, tokens, states in _sequences(q, cu_seqlens):
-        x = _Sequence(*(_piece(y, batch, tokens, v.shape[2]) for y in (q, k, v, g)), chunk)
+        x = _Sequence(chunk, *(_piece(y, batch, tokens, v.shape[2]) for y in (q, k, v, g)))
         output, state = x.forward(S0[states].to(x.v.dtype))
         o[batch, tokens] = output.transpose(1, 2).to(o.dtype)
         final[states] = state
@@ -30,7 +30,7 @@ def backward(q, k, v, g, S0, cu_seqlens, do, dS, chunk: int):
     dv, dS0 = torch.empty(v.shape, dtype=v.dtype, device=v.device), torch.empty(S0.shape, dtype=S0.dtype, device=S0.device)
     dg = torch.empty((*v.shape[:3], 0) if g is None else g.shape, dtype=wide, device=v.device)
     for batch, tokens, states in _sequences(q, cu_seqlens):
-        x = _Sequence(*(_piece(y, batch, tokens, heads) for y in (q, k, v, g)), chunk)
+        x = _Sequence(chunk, *(_piece(y, batch, tokens, heads) for y in (q, k, v, g)))
         *gradients, dS0[states] = x.backward(S0[states].to(wide), _piece(do, batch, tokens, heads), dS[states].to(wide))
         for whole, part in zip((dq, dk, dv, dg), gradients, strict=True):
             whole[batch, tokens] = part.transpose(1, 2).to(whole.dtype)
@@ -58,7 +58,7 @@ def _piece(x, batch, tokens, heads):
 class _Sequence:
     """Sequences of equal length, padded by tokens that change nothing to whole sub-chunks."""
 
-    def __init__(self, q, k, v, g, chunk):
+    def __init__(self, chunk, q, k, v, g):
         self.length, self.chunk, self.channels = q.shape[2], -(-chunk // SUB) * SUB, 0 if g is None else g.shape[3]
         padding = -self.length % SUB
         self.q, self.k, self.v = (F.pad(x, (0, 0, 0, padding)) for x in (q, k, v))
