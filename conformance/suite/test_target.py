@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from twofold.conformance import target
 
@@ -56,3 +58,17 @@ def test_one_backend_can_be_asked_for(monkeypatch):
     monkeypatch.delenv("TWOFOLD_TARGET", raising=False)
     monkeypatch.setenv("TWOFOLD_BACKEND", "torch")
     assert target.backends() == ["torch"]
+
+
+def test_laws_drawn_by_hypothesis_reach_a_foreign_target(foreign):
+    """hypothesis asks its arguments for attributes of its own: those must not look like forms that are missing."""
+    seen = []
+
+    @given(st.integers(0, 9))
+    def law(fast, number):
+        seen.append(number)
+        assert fast.verify == "theirs"
+
+    with target.implementation(CHAPTER, "somebodys_kernels") as fast:
+        law(fast)
+    assert len(seen) > 1
