@@ -15,6 +15,22 @@ def uniforms(accept=0.5, token=0.5, B=2, gamma=2):
     return {"accept": torch.full((B, gamma), float(accept)), "token": torch.full((B,), float(token))}
 
 
+@pytest.mark.parametrize(("form", "coin", "kept"), [
+    ("verify", 0.5, 0), ("verify", 0.5 - 2.0**-24, 1),  # p / q = 1/4 over 1/2: a coin on the edge refuses
+    ("verify_lenient", 0.75, 1), ("verify_lenient", 1 - 2.0**-24, 1),  # p / (l q) = 1
+    ("verify_onehot", 0.25, 0), ("verify_onehot", 0.25 - 2.0**-24, 1),
+])  # fmt: skip
+def test_a_coin_decides_as_written(fast, form, coin, kept):
+    p, q, draft = torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]), torch.tensor([[[0.5, 0.5]]]), torch.tensor([[0]])
+    arguments = {"verify": (p, q, draft), "verify_lenient": (p, q, draft, 0.5), "verify_onehot": (p, draft)}[form]
+    assert getattr(fast, form)(*arguments, **uniforms(coin, 0.75, 1, 1))[0].item() == kept
+
+
+def test_a_coin_of_zero_keeps_nothing_impossible(fast):
+    p, q = torch.tensor([[[0.0, 1.0], [0.5, 0.5]]]), torch.tensor([[[0.5, 0.5]]])
+    assert [x.item() for x in fast.verify(p, q, torch.tensor([[0]]), **uniforms(0.0, 0.0, 1, 1))] == [0, 1]
+
+
 @pytest.mark.parametrize("rows", ["p at the token", "p elsewhere", "q at the token", "q elsewhere", "bonus", "infinity", "no mass"])
 def test_a_row_without_a_law_gives_minus_one_and_never_a_token(fast, rows):
     p, q, draft = HALF[:1].clone(), HALF[:1, :2].clone(), torch.tensor([[1, 2]])

@@ -28,9 +28,9 @@ def dyadic(rng, *shape, nonzero=12, bits=8):
 
 
 def problem(rng, B, gamma, V, rows):
-    """p, q, a draft that q could have drawn, and q's own lengths; p and q overlap in half of their mass."""
+    """p, q, a draft that q could have drawn, and q's own lengths; often p and q are the same."""
     p, q = rows(rng, B, gamma + 1, V), rows(rng, B, gamma, V)
-    q = np.where(rng.random((B, gamma, 1)) < 0.7, p[:, :gamma], q) if gamma else q
+    q = np.where(rng.random((B, gamma, 1)) < 0.4, p[:, :gamma], q) if gamma else q
     draft = np.array([[rng.choice(V, p=row / row.sum()) for row in rows_] for rows_ in q], dtype=np.int64).reshape(B, gamma)
     return p, q, draft, rng.integers(0, gamma + 1, B)
 
