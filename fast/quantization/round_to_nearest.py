@@ -42,7 +42,7 @@ def encode(
 def quantize(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, group_size: int | None, grid: str) -> torch.Tensor:
     """The codes `(N, K)` under given parameters."""
     size = _check_weight(weight, bits, group_size, grid, scale.dtype)
-    _check_parameters(scale, zero, *weight.shape, size)
+    _check_parameters(scale, zero, weight.shape[0], weight.shape[1], size)
     _check_device(weight=weight, scale=scale)
     return quantize_groups.quantize(weight, scale, zero, bits, size, grid)
 
@@ -54,7 +54,7 @@ def dequantize(
     """The values `(N, K)` that the codes stand for, computed in float32 and rounded once to `dtype`."""
     size = _check_options(bits, group_size, grid, codes.shape[-1])
     _check_codes(codes, "codes", grid)
-    _check_parameters(scale, zero, *codes.shape, size)
+    _check_parameters(scale, zero, codes.shape[0], codes.shape[1], size)
     _check_dtype(dtype)
     return quantize_groups.dequantize(codes, scale, zero, bits, size, grid, dtype)
 

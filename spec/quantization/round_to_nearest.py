@@ -15,8 +15,8 @@ $m$ and $M$ the group's least and greatest value, $c = \max|w|$, and $\lfloor\cd
 | `float_zero` | $(M-m)/R$ | $-m/s$ | $\lfloor w/s + z\rceil$ in $[0, R]$ | $(q-z)s$ |
 | `centred` | $(M-m)/R$ | $m + 2^{b-1}s$ | as `min` | $(q-2^{b-1})s+z$ |
 
-where $m' = \min(0, m)$ and $M' = \max(0, M)$ keep 0 on the grid; both 0 become -1 and 1. Elsewhere a scale of 0 (an all-zero group,
-for the last three a constant one) becomes 1. So all-zero groups dequantize to 0 on every grid, constant ones to themselves on the last three.
+where $m' = \min(0, m)$ and $M' = \max(0, M)$ keep 0 on the grid; both 0 become -1 and 1. Elsewhere a scale of 0 (an all-zero group, for
+the last three a constant one) becomes 1. So all-zero groups dequantize to 0 on every grid, constant ones to themselves on the last three.
 
 | name | symbol | shape |
 |---|---|---|
@@ -65,7 +65,8 @@ def quantize(weight, scale, zero, bits, group_size, grid):
     [[0, 2, 2, -7]]
     """
     _check(bits, group_size, grid)
-    s, z, half = *_per_column(scale, zero, group_size, weight.shape[1]), 2 ** (bits - 1)
+    s, z = _per_column(scale, zero, group_size, weight.shape[1])
+    half = 2 ** (bits - 1)
     if grid == "absmax":
         return np.clip(np.rint(weight / s), 1 - half, half - 1).astype(int)
     real = weight / s + z if grid == "float_zero" else (weight - z) / s + (half if grid == "centred" else 0)
