@@ -220,7 +220,8 @@ def _as_operand(x: Rounded) -> Rounded:
         return x
     mantissa = np.frexp(x.value)[0] / (2 * UNIT[name]) * 2
     fresh = (x.error > 0) | (mantissa != np.rint(mantissa))
-    rounding = np.where(fresh, UNIT[name] * _binade(np.abs(x.value) + x.error) + TINY[name], 0.0)
+    # relative to x, not to its binade: an implementation may round a multiple of x, as a running maximum does, and divide later
+    rounding = np.where(fresh, UNIT[name] * (np.abs(x.value) + x.error) + TINY[name], 0.0)
     return Rounded(x.value, x.error + rounding, x.variance + rounding**2 / 3, precision=x.precision)
 
 
