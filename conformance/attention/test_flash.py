@@ -81,7 +81,7 @@ def test_mask_tomography(fast, t_q, t_k, heads, causal, window, capped):
 def test_weight_tomography(fast, problem):
     """The identity as values returns the weights themselves: scale, cap, sink and head map apart from the product with values."""
     t_k, kv_heads = problem.v.shape[1:3]
-    problem.v = np.broadcast_to(np.eye(t_k)[None, :, None], (len(problem.v), t_k, kv_heads, t_k))
+    problem.v = np.broadcast_to(np.eye(t_k)[None, :, None], (len(problem.v), t_k, kv_heads, t_k)).copy()
     o, _ = run(fast, problem)
     for b, h, h_kv in problem.heads:
         expected = problem.bounds(dense.attention, b, h, h_kv, outputs=(problem.dtype, "float32"))

@@ -76,9 +76,12 @@ def test_gradients_agree_with_the_definition(fast, problem):
             agree(dsink[h : h + 1], bound.reshape(1), "dsink")
 
 
-@given(problems(sink=False, softcap=False, low=1))
+@given(problems(dtypes=("float32",), sink=False, softcap=False, low=1))
 def test_gradients_are_conserved(fast, problem):
-    """Without cap and sink the columns of dS cancel: sums over keys leave dk = scale · dlse · q and dv = do of the rows that have keys."""
+    """Without cap and sink the columns of dS cancel: sums over keys leave dk = scale · dlse · q and dv = do of the rows that have keys.
+
+    In float32 only: where the stored output is rounded to 16 bits, D = do · o misses what was rounded away, by definition.
+    """
     o, lse = stored(fast, problem)
     _, dk, dv, _, _ = run(fast, problem, o, lse)
     _, bounds, _ = expected(problem, o, lse)
