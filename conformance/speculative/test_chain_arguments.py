@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from twofold.conformance import target
 from twofold.conformance.inputs import tensor
 from twofold.fast.kernels import philox
 from twofold.fast.kernels.verify_chain import verify_chain
 
-HALF = torch.full((2, 3, 4), 0.25)
+HALF = torch.full((2, 3, 4), 0.25, device=target.device())
 
 
 def uniforms(accept=0.5, token=0.5, B=2, gamma=2):
@@ -81,22 +82,23 @@ def test_lengths_are_clamped_and_an_empty_batch_is_empty(fast):
     assert kept.shape == token.shape == (0,)
 
 
-WRONG = {
-    r"gamma \+ 1 = 3": dict(p=HALF[:, :2]),
-    "q must have shape": dict(q=HALF[:1, :2]),
-    "q must have dtype|q must have the dtype": dict(q=HALF[:, :2].half()),
-    "p must have dtype": dict(p=HALF.double(), q=HALF[:, :2].double()),
-    "draft must have shape": dict(draft=torch.zeros(2, dtype=torch.int64)),
-    "draft must have dtype": dict(draft=torch.zeros(2, 2)),
-    "lengths must have shape": dict(lengths=torch.zeros(3, dtype=torch.int64)),
-    "accept must have shape": dict(accept=torch.zeros(2, 3)),
-    "accept must have dtype": dict(accept=torch.zeros(2, 2, dtype=torch.float64)),
-    "token must have shape": dict(token=torch.zeros(3)),
-    "contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
-    "go together": dict(token=None),
-    "or a seed": dict(accept=None, token=None),
-    "exclude a seed": dict(seed=1),
-}
+with torch.device(target.device()):
+    WRONG = {
+        r"gamma \+ 1 = 3": dict(p=HALF[:, :2]),
+        "q must have shape": dict(q=HALF[:1, :2]),
+        "q must have dtype|q must have the dtype": dict(q=HALF[:, :2].half()),
+        "p must have dtype": dict(p=HALF.double(), q=HALF[:, :2].double()),
+        "draft must have shape": dict(draft=torch.zeros(2, dtype=torch.int64)),
+        "draft must have dtype": dict(draft=torch.zeros(2, 2)),
+        "lengths must have shape": dict(lengths=torch.zeros(3, dtype=torch.int64)),
+        "accept must have shape": dict(accept=torch.zeros(2, 3)),
+        "accept must have dtype": dict(accept=torch.zeros(2, 2, dtype=torch.float64)),
+        "token must have shape": dict(token=torch.zeros(3)),
+        "contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
+        "go together": dict(token=None),
+        "or a seed": dict(accept=None, token=None),
+        "exclude a seed": dict(seed=1),
+    }
 
 
 @pytest.mark.parametrize("message", WRONG)
