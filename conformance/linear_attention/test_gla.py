@@ -119,8 +119,8 @@ def test_keys_and_queries_scale_against_each_other(operation, run):
     operation.scales(run[0], run[1])
 
 
-@pytest.mark.parametrize("T", [0, 1])
-def test_no_token_and_one_token(operation, T):
+@pytest.mark.parametrize("T", [0, 1, 17, 35])
+def test_no_token_one_token_two_and_three_chunks(operation, T):
     rng = np.random.default_rng(T)
     output, state = operation.demand(battery.exact_tokens(rng, T, 5, 3), np.arange(15.0).reshape(5, 3), f"T = {T}")
     assert output.shape == (T, 3) and state.shape == (5, 3)

@@ -10,9 +10,8 @@ A chunk is cut into sub-chunks of 16 tokens. Between two sub-chunks a score is a
 boundary between them; inside a sub-chunk it is summed channel by channel. Every exponent is a sum of log-decays over the tokens
 between two others, never a difference of two sums, so it is at most 0, loses no digits, and a log-decay of -inf forgets exactly.
 
-Sequences packed along T share a launch: a table gives each chunk its batch row, first token, end of sequence, and the slot of its
-state. It is computed by the device, sized by its upper bound, so nothing waits for the device and graphs can capture the launch;
-spare rows of the table begin where they end.
+Sequences packed along T share a launch: a table (`chunk_table.py`) gives each chunk its batch row, first token, end of sequence, and the
+slot of its state; spare rows begin where they end.
 
 Accumulation and states are float32. Products of matrices take operands in the format of q; float32 ones are multiplied as three tf32
 products on NVIDIA ("tf32x3", 22 bits of each operand), as float32 on AMD. No atomics: gradients of shared query and key heads, and of
@@ -242,24 +241,27 @@ def gates_kernel(
         own = anchor + tl.arange(0, SUB)
         earlier, later = every < anchor, (every >= anchor + SUB) & (every < end)
         reads = tl.zeros([SUB, CHUNK], tl.float32)  # d score of own queries with earlier keys
-        writes = tl.zeros([SUB, CHUNK], tl.float32)  # d score of own keys with later queries
         pairs = tl.zeros([SUB, SUB], tl.float32)  # d score of own queries with own keys
         query = tl.zeros([SUB, BK], tl.float32)
-        key = tl.zeros([SUB, BK], tl.float32)
         for first in range(0, V, BV):
             column = first + tl.arange(0, BV)
-            dout, value = _tile(do, own, o_t, own < end, column, V), _tile(v, own, v_t, own < end, column, V)
+            dout = _tile(do, own, o_t, own < end, column, V)
             reads = tl.dot(dout, tl.trans(_tile(v, every, v_t, earlier, column, V)), reads, input_precision=PRECISION)
-            writes = tl.dot(value, tl.trans(_tile(do, every, o_t, later, column, V)), writes, input_precision=PRECISION)
-            pairs = tl.dot(dout, tl.trans(value), pairs, input_precision=PRECISION)
+            pairs = tl.dot(dout, tl.trans(_tile(v, own, v_t, own < end, column, V)), pairs, input_precision=PRECISION)
             state = _tile(states, row, V, row < K, column, V).to(dout.dtype)
             query = tl.dot(dout, tl.trans(state), query, input_precision=PRECISION)
-            dstate = _tile(dstates, row, V, row < K, column, V).to(value.dtype)
-            key = tl.dot(value, tl.trans(dstate), key, input_precision=PRECISION)
         near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, False, CHUNK, SUB)
         y = _tile(k, every, k_t, earlier, row, K)
         y = (y.to(tl.float32) * tl.exp(far)).to(y.dtype)
         query = tl.exp(near) * tl.dot(reads.to(y.dtype), y, query * tl.exp(rest)[None, :], input_precision=PRECISION)
+        writes = tl.zeros([SUB, CHUNK], tl.float32)  # d score of own keys with later queries
+        key = tl.zeros([SUB, BK], tl.float32)
+        for first in range(0, V, BV):
+            column = first + tl.arange(0, BV)
+            value = _tile(v, own, v_t, own < end, column, V)
+            writes = tl.dot(value, tl.trans(_tile(do, every, o_t, later, column, V)), writes, input_precision=PRECISION)
+            dstate = _tile(dstates, row, V, row < K, column, V).to(value.dtype)
+            key = tl.dot(value, tl.trans(dstate), key, input_precision=PRECISION)
         near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, True, CHUNK, SUB)
         x = _tile(q, every, q_t, later, row, K)
         x = (x.to(tl.float32) * tl.exp(far)).to(x.dtype)
@@ -301,17 +303,15 @@ def gates_kernel(
 def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
     """Tile of K, tile of V and warps of a kernel: a pure function of the shape."""
     side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
-    warps = 8 if itemsize == 4 and kernel is not boundaries_kernel else 4
+    warps = 8 if kernel is gates_kernel or itemsize == 4 and kernel is outputs_kernel else 4
     return side(K, 64 if kernel is boundaries_kernel and itemsize == 2 else 32), side(V, 32 if kernel is gates_kernel else 64), warps
 
 
 def precision(itemsize: int, hip: bool) -> str:
-    """How products of float32 operands are multiplied; 16-bit ones have one way only."""
     return "tf32x3" if itemsize == 4 and not hip else "ieee"
 
 
 def _launch(kernel, programs: int, *args, K: int, V: int, itemsize: int, **constants) -> None:
-    """One grid axis, as only the first may exceed 65,535 programs."""
     BK, BV, warps = blocks(kernel, K, V, itemsize)
     tiles_k, tiles_v = triton.cdiv(K, BK), triton.cdiv(V, BV)
     tiles = tiles_k * tiles_v if kernel is boundaries_kernel else tiles_k if kernel is gates_kernel else tiles_v
@@ -380,16 +380,15 @@ class _Run:
 
 def variants():
     """Every kernel and structure at its largest tiles, for the ahead-of-time compile report; smaller K and V shrink the tiles."""
-    K = V = 128
     forms = (boundaries_kernel, False), (boundaries_kernel, True), (outputs_kernel, False), (outputs_kernel, True), (gates_kernel, None)
     formats = ("bf16", 2, False), ("fp16", 2, False), ("fp32", 4, False), ("fp32", 4, True)
     for (kernel, reverse), decay, (element, itemsize, hip) in product(forms, ("none", "scalar", "vector"), formats):
-        BK, BV, warps = blocks(kernel, K, V, itemsize)
-        constants = {"REVERSE": reverse, "K": K, "V": V, "DECAY": decay, "CHUNK": 64, "SUB": SUB, "BK": BK, "BV": BV}
-        constants["PRECISION"] = precision(itemsize, hip)
+        BK, BV, warps = blocks(kernel, 128, 128, itemsize)
+        constants = {"REVERSE": reverse, "K": 128, "V": 128, "DECAY": decay, "CHUNK": 64, "SUB": SUB}
+        constants |= {"BK": BK, "BV": BV, "PRECISION": precision(itemsize, hip)}
         tensors = dict.fromkeys(("x", "y", "z", "o", "q", "k", "v", "do", "dq", "dk"), f"*{element}")
         tensors |= dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32") | dict.fromkeys(("sequences", "chunks"), "*i64")
-        names, strides = kernel.arg_names, [n for n in kernel.arg_names if n[1:] in ("_b", "_t", "_h")]
+        names, strides = kernel.arg_names, tuple(f"{name}_{axis}" for name in "xyzqkvgode" for axis in "bth")
         yield Variant(
             name=f"{kernel.__name__.removesuffix('_kernel')}{'_reverse' if reverse else ''}-{decay}-{element}{'-hip' if hip else ''}",
             kernel=kernel,
