@@ -54,11 +54,11 @@ def test_bias_is_added_before_the_only_cast(fast, t, n, k, dtype, seed):
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_sums_beyond_what_float32_counts_are_exact(fast, sign):
-    x_codes, codes = operands(2, 3, 2048, 1)
-    x_codes, codes = np.abs(x_codes) | 65, sign * (np.abs(codes) | 65)  # one sign: sums beyond 2^24, which float32 can only round
+    rng = np.random.default_rng(1)
+    x_codes, codes = rng.integers(64, 128, (4, 4096)), sign * rng.integers(64, 128, (40, 4096))
     total = x_codes @ codes.T
-    assert np.min(np.abs(total)) > 2**24
-    exactly(product(fast, x_codes, np.ones((2, 1)), codes, np.ones((3, 1))), inputs.rounded(total, "float32"))
+    assert np.min(np.abs(total)) > 2**24  # beyond it float32 rounds every addition
+    exactly(product(fast, x_codes, np.ones((4, 1)), codes, np.ones((40, 1))), inputs.rounded(total, "float32"))
 
 
 def test_the_widest_codes_do_not_overflow(fast):
