@@ -400,6 +400,8 @@ def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, s
             tile = (128, 64) if roomy else (64, 32)
         else:
             tile = (32 if width <= 128 else 16, 64)
+        if architecture == "gfx942" and form == "key":  # masks live in scalar registers there, of which there are few
+            tile = (32, 32)
         stages = 3 if form == "forward" and roomy and architecture == 90 else 2
         if architecture == "gfx942" or (architecture == 120 and width > 128):
             stages = 1
