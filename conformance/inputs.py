@@ -56,14 +56,14 @@ def values(regime: str, shapes: Sequence[tuple[int, ...]], seed: int, dtype: str
 def tensor(values: np.ndarray, dtype: str | None = None, layout: str = "contiguous", device: str | None = None) -> torch.Tensor:
     """A tensor of these values on the device under test, innermost axis contiguous.
 
-    `dtype` None keeps NumPy's. The layouts: `transposed` exchanges axes 1 and 2 in memory, `sliced` takes every second row of a
-    larger tensor, `offset` starts in the middle of its storage. What lies between is NaN (or the largest integer), so that nobody
-    reads it unpunished.
+    `dtype` None keeps NumPy's. The layouts: `transposed` exchanges the two axes before the innermost in memory, `sliced` takes every
+    second row of a larger tensor, `offset` starts in the middle of its storage. What lies between is NaN (or the largest integer), so
+    that nobody reads it unpunished.
 """
     source = torch.from_numpy(np.ascontiguousarray(values))
     source = source.to(device or target.device(), getattr(torch, dtype) if dtype else source.dtype)
     if layout == "transposed" and source.ndim > 2:
-        return source.transpose(1, 2).contiguous().transpose(1, 2)
+        return source.transpose(-3, -2).contiguous().transpose(-3, -2)
     if layout == "sliced" and source.ndim > 1:
         larger = _unreadable(source, (source.shape[0], 2 * source.shape[1] + 1, *source.shape[2:]))
         larger[:, 1::2] = source
