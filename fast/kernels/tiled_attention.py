@@ -399,11 +399,11 @@ def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, s
         elif form == "query":
             tile = (128, 64) if roomy else (64, 32)
         else:
-            tile = (32 if width <= 128 else 16, 64)
+            tile = (32, 64 if width <= 128 else 32)
         if architecture == "gfx942" and form == "key":  # masks live in scalar registers there, of which there are few
             tile = (32, 32)
         stages = 3 if form == "forward" and roomy and architecture == 90 else 2
-        if architecture == "gfx942" or (architecture == 120 and width > 128):
+        if architecture == "gfx942" or (width > 128 and (form == "key" or architecture == 120)):
             stages = 1
         options = {"num_warps": 4 if architecture == "gfx942" else 8, "num_stages": stages}
     return {"BLOCK_Q": tile[0], "BLOCK_K": tile[1]}, options
