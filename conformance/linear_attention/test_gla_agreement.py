@@ -74,7 +74,7 @@ def test_gradients_are_exact_on_integers(fast, seed, T, dtype):
     do, dS = rng.integers(-1, 2, (T, 3)).astype(float), rng.integers(-2, 3, (5, 3)).astype(float)
     given = [x.requires_grad_() for x in tensors([tokens[name] for name in NAMES], S0, dtype)]
     upstream = inputs.tensor(do[None, :, None], dtype), inputs.tensor(dS[None, None], "float32")
-    gradients = torch.autograd.grad(fast.chunked(*given, chunk=16), given, upstream)
+    gradients = torch.autograd.grad(fast.chunked(*given, chunk=32), given, upstream)
     expected = gla.backward(*(tokens[name] for name in NAMES), do, dS, S0)
     for actual, value, what in zip(gradients, expected, ("dq", "dk", "dv", "dg", "dS0"), strict=True):
         value = value if what in ("dg", "dS0") else inputs.rounded(value, dtype)

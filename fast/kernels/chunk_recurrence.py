@@ -303,8 +303,9 @@ def gates_kernel(
 def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
     """Tile of K, tile of V and warps of a kernel: a pure function of the shape."""
     side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
-    warps = 8 if kernel is gates_kernel or itemsize == 4 and kernel is outputs_kernel else 4
-    return side(K, 64 if kernel is boundaries_kernel and itemsize == 2 else 32), side(V, 32 if kernel is gates_kernel else 64), warps
+    if kernel is boundaries_kernel:
+        return side(K, 64 if itemsize == 2 else 32), side(V, 64), 4
+    return (side(K, 16), side(V, 32), 8) if kernel is gates_kernel else (side(K, 32), side(V, 64 if itemsize == 2 else 32), 2 * itemsize)
 
 
 def precision(itemsize: int, hip: bool) -> str:
@@ -313,8 +314,7 @@ def precision(itemsize: int, hip: bool) -> str:
 
 def _launch(kernel, programs: int, *args, K: int, V: int, itemsize: int, **constants) -> None:
     BK, BV, warps = blocks(kernel, K, V, itemsize)
-    tiles_k, tiles_v = triton.cdiv(K, BK), triton.cdiv(V, BV)
-    tiles = tiles_k * tiles_v if kernel is boundaries_kernel else tiles_k if kernel is gates_kernel else tiles_v
+    tiles = (1 if kernel is outputs_kernel else triton.cdiv(K, BK)) * (1 if kernel is gates_kernel else triton.cdiv(V, BV))
     constants |= {"K": K, "V": V, "BK": BK, "BV": BV, "PRECISION": precision(itemsize, torch.version.hip is not None)}
     constants |= {"SUB": SUB} if "SUB" in kernel.arg_names else {}
     if programs:
