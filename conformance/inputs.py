@@ -59,15 +59,17 @@ def tensor(values: np.ndarray, dtype: str | None = None, layout: str = "contiguo
     `dtype` None keeps NumPy's. The layouts: `transposed` exchanges the two axes before the innermost in memory, `sliced` takes every
     second row of a larger tensor, `offset` starts in the middle of its storage. What lies between is NaN (or the largest integer), so
     that nobody reads it unpunished.
-"""
+    """
     source = torch.from_numpy(np.ascontiguousarray(values))
     source = source.to(device or target.device(), getattr(torch, dtype) if dtype else source.dtype)
     if layout == "transposed" and source.ndim > 2:
         return source.transpose(-3, -2).contiguous().transpose(-3, -2)
     if layout == "sliced" and source.ndim > 1:
-        larger = _unreadable(source, (source.shape[0], 2 * source.shape[1] + 1, *source.shape[2:]))
-        larger[:, 1::2] = source
-        return larger[:, 1::2]
+        axis = 1 if source.ndim > 2 else 0  # tokens; of a matrix, its rows
+        between = (slice(None),) * axis + (slice(1, None, 2),)
+        larger = _unreadable(source, (*source.shape[:axis], 2 * source.shape[axis] + 1, *source.shape[axis + 1 :]))
+        larger[between] = source
+        return larger[between]
     if layout == "offset":
         larger = _unreadable(source, (source.numel() + 24,))
         larger[16 : 16 + source.numel()] = source.flatten()
