@@ -40,7 +40,7 @@ def elementwise(x_ptr, y_ptr, out_ptr, flag_ptr):
     tl.store(out_ptr + 1280 + i, tl.where(x < y, x, y))
     tl.store(out_ptr + 1536 + i, (x / y).to(tl.bfloat16))
     wide, other = x.to(tl.float32), y.to(tl.float32)
-    tl.store(flag_ptr + i, (x < y).to(tl.float32) + (wide >= other).to(tl.float32) + (wide == wide).to(tl.float32))
+    tl.store(flag_ptr + i, (wide >= other).to(tl.float32) + (wide == wide).to(tl.float32) + (x < y).to(tl.float32))
 
 
 @given(seeds, scales, scales)

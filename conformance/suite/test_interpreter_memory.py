@@ -92,6 +92,20 @@ def test_a_kernel_that_relies_on_program_order_is_caught_twice():
 
 
 @triton.jit
+def read_beside(x_ptr, out_ptr, step):
+    program = tl.program_id(0)
+    tl.store(out_ptr + program, tl.load(x_ptr + 1 + program + step))
+    tl.store(x_ptr + 1 + program, 0.0)
+
+
+@pytest.mark.parametrize("step, words", [(1, "written by one program and read"), (-1, "read by one program and written")])
+def test_a_read_races_with_a_write_before_and_after_it(step, words):
+    with interpreter.without("shuffle"), pytest.raises(Race, match=words):
+        read_beside[(2,)](torch.zeros(4), torch.empty(2), step)
+    read_beside[(2,)](torch.zeros(4), torch.empty(2), 0)  # its own element
+
+
+@triton.jit
 def through_table(table_ptr, out_ptr):
     i = tl.arange(0, 8)
     row = tl.load(table_ptr + tl.program_id(0)).to(tl.pointer_type(tl.float32))

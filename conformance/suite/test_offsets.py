@@ -41,16 +41,17 @@ def test_every_planted_offset_is_found_on_its_line(found):
 
 
 def test_sibling_regions_may_use_a_name_twice():
-    """`%1` is a wide product in the first branch and a narrow one in the second: each use means its own."""
+    """`%1` is a wide product in the first loop and a narrow one in the second, `%5` a constant and then a counter."""
     text = """
       %0 = tt.get_program_id x : i32 loc(#loc1)
       scf.for %k = %c0 to %n step %c1 : i32 {
+        %5 = arith.constant 4 : i32 loc(#loc1)
         %1 = arith.extsi %0 : i32 to i64 loc(#loc1)
         %2 = arith.muli %1, %wide : i64 loc(#loc1)
         %3 = tt.addptr %x, %2 : !tt.ptr<f32>, i64 loc(#loc1)
       } loc(#loc1)
-      scf.for %2 = %c0 to %n step %c1 : i32 {
-        %1 = arith.muli %2, %n : i32 loc(#loc2)
+      scf.for %5 = %c0 to %n step %c1 : i32 {
+        %1 = arith.muli %5, %n : i32 loc(#loc2)
         %3 = tt.addptr %x, %1 : !tt.ptr<f32>, i32 loc(#loc1)
       } loc(#loc1)
 #loc1 = loc("kernel.py":1:1)
