@@ -9,8 +9,8 @@ $$m' = \max(m, \max_j s_j), \qquad l' = e^{m-m'} l + \textstyle\sum_j e^{s_j-m'}
 
 After the last tile $o = a/l$ and $L = m + \log l$. Only L is kept for the backward pass, which makes each tile of $P = w\,e^{s-L}$ again:
 
-$$D = \text{rowsum}(\bar o\circ o), \qquad dS = P\circ(\bar o v^\top - D) + e^{s-L}\,\bar L, \qquad dv = P^\top \bar o, \qquad dq = \text{scale}\,dX\,k,
-\qquad dk = \text{scale}\,dX^\top q, \qquad dX = dS\circ(1-\tanh^2(x/c)).$$
+$$D = \text{rowsum}(\bar o\circ o), \qquad dS = P\circ(\bar o v^\top - D) + e^{s-L}\,\bar L, \qquad dX = dS\circ(1-\tanh^2(x/c)),$$
+$$dv = P^\top \bar o, \qquad dq = \text{scale}\,dX\,k, \qquad dk = \text{scale}\,dX^\top q.$$
 
 | name | paper | shape | meaning |
 |---|---|---|---|
