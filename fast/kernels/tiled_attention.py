@@ -391,7 +391,7 @@ def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, s
     if architecture == "interpreter":  # few elements, and no two sizes alike
         tile, options = ((16, 32) if form == "key" else (32, 16)), {}
     elif size == 4:  # float32 products run on the ordinary cores
-        tile, options = (32, 32) if width <= 64 else (16, 16), {"num_warps": 4, "num_stages": 1}
+        tile, options = (16, 16), {"num_warps": 4 if width <= 128 or architecture == "gfx942" else 8, "num_stages": 1}
     else:
         roomy = architecture in (90, 100) and width <= 128
         if form == "forward":
