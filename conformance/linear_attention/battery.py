@@ -25,7 +25,7 @@ __all__ = ["SIDES", "Operation", "exact_tokens", "few", "side"]
 Tokens = dict[str, np.ndarray]
 SIDES = ["spec", *target.backends()]  # a law holds for the spec and for every implementation of it
 
-few = settings(max_examples=max(3, settings.default.max_examples // 5))  # a law that holds exactly shows its failure soon
+few = settings(max_examples=max(3, settings().max_examples // 5))  # a law that holds exactly shows its failure soon
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def one_token(form: Callable, names: tuple[str, ...]) -> Callable[[np.ndarray, T
 
     def run(state: np.ndarray, token: Tokens) -> tuple:
         rows = [inputs.tensor(token[name][None, None], "float32") for name in names]
-        output, state = form(inputs.tensor(state[None, None], "float32"), *rows)
-        return inputs.array(output)[0, 0], inputs.array(state)[0, 0]
+        output, after = form(inputs.tensor(state[None, None], "float32"), *rows)
+        return inputs.array(output)[0, 0], inputs.array(after)[0, 0]
 
     return run
 
