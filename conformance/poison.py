@@ -11,6 +11,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -56,14 +57,15 @@ def poisoned_empty() -> Iterator[None]:
     PyTorch does it itself in its deterministic mode. An operation that has no deterministic form still runs, with a warning.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    mode: Any = torch.utils.deterministic
+    filled = mode.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        mode.fill_uninitialized_memory = True
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        mode.fill_uninitialized_memory = filled
 
 
 def nan_outside(tensor: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
