@@ -88,10 +88,9 @@ def compiled(variant: Any, arch: int | str) -> Any:
 
 def measure(kernel: str, name: str, arch: int | str, first: bool) -> dict[str, Any]:
     """One row of the report. A compiler error is a row too: one broken kernel must not hide the others."""
-    variant = _variants_of(kernel)[name]
     row: dict[str, Any] = {"kernel": kernel, "variant": name, "arch": str(arch)}
     try:
-        program = compiled(variant, arch)
+        program = compiled(_variants_of(kernel)[name], arch)
     except Exception as error:
         return row | {"error": f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]}
     return row | machine_code.resources(program, arch) | {"offsets": narrow_offsets(program.asm["ttir"]) if first else []}

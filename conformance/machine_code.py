@@ -93,7 +93,7 @@ def _amd(assembly: str) -> dict[str, Any]:
     widths = {"byte": 8, "short": 16, "dword": 32, "dwordx2": 64, "dwordx3": 96, "dwordx4": 128}
     return {
         "registers": registers,
-        "spills": number("vgpr_spill_count") + number("sgpr_spill_count"),
+        "spills": number("vgpr_spill_count"),  # scalars spill into lanes of vectors first; where they reach memory, it is stack
         "stack": number("private_segment_fixed_size"),
         "tensor_cores": "mfma" if "v_mfma" in assembly else "none",
         "load_bits": max(map(widths.__getitem__, loads), default=0),

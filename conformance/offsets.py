@@ -5,7 +5,8 @@ is too late. This reads the code that Triton makes of a kernel (TTIR) and walks 
 changes to the products that enter it. A 32-bit product is an error where
 
 - both factors are unbounded: program ids, loaded numbers, arguments, loop counters, and what is computed from them;
-- one factor stems from a program id or a loaded number and the other is a constant (a stride known at compile time).
+- one factor stems from a program id or a loaded number and the other is a constant (a stride known at compile time). Only a quotient or
+  remainder of a program id may meet a constant of at most 1024: that is a coordinate along one axis, counted in tiles.
 
 Bounded factors are fine: ranges, constants, remainders, and numbers of 8 or 16 bits. So is an index that is widened before it meets its
 stride. Not judged: a range inside a tile times a stride (a stride of 2**31 / tile would wrap, Triton widens arguments only beyond 2**31),
@@ -24,7 +25,9 @@ __all__ = ["narrow_offsets"]
 MOVES = {"splat", "broadcast", "expand_dims", "reshape", "trans", "extsi", "extui", "unsplat"}  # the number stays what it is
 SUMS = {"addi", "subi", "select", "minsi", "maxsi", "minui", "maxui"} | MOVES
 PRODUCTS = {"muli", "shli"}
-ARITHMETIC = SUMS | PRODUCTS | {"divsi", "divui", "shrsi", "shrui", "remsi", "remui", "andi", "ori", "xori"}
+COORDINATES = {"divsi", "divui", "remsi", "remui"}
+ARITHMETIC = SUMS | PRODUCTS | COORDINATES | {"shrsi", "shrui", "andi", "ori", "xori"}
+LARGEST_TILE = 1024
 
 
 @dataclass(eq=False)
@@ -61,7 +64,14 @@ class Operation:
         unbounded = [operand for operand in self.operands if operand is None or not operand.bounded]
         if len(unbounded) == 2 and self.name == "muli":
             return True
-        return any(operand is not None and operand.index for operand in unbounded)
+        tile = self.name == "muli" and any(operand is not None and operand.tile for operand in self.operands)
+        return any(operand is not None and operand.index and not (tile and operand.name in COORDINATES) for operand in unbounded)
+
+    @property
+    def tile(self) -> bool:
+        """Whether this is a constant that can be the extent of a tile."""
+        match = re.search(r"arith\.constant (?:dense<)?(\d+)", self.text)
+        return match is not None and int(match[1]) <= LARGEST_TILE
 
     @cached_property
     def wrapping_products(self) -> list["Operation"]:

@@ -28,6 +28,12 @@ def constant_stride(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
 
 
 @triton.jit
+def constant_stride_of_a_quotient(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
+    batch, i = tl.program_id(0) // stride, tl.arange(0, N)
+    tl.store(out_ptr + batch * (N * 1024) + i, tl.load(x_ptr + i))  # narrow
+
+
+@triton.jit
 def loaded_index(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
     i = tl.arange(0, N)
     page = tl.load(table_ptr + i)
@@ -51,7 +57,8 @@ def right(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
     page = tl.load(table_ptr + row).to(tl.int64)
     tile = i[:, None] * N + i[None, :]  # bounded by the tile
     nearby = (tl.program_id(0) % 8) * N  # bounded by the remainder
-    tl.store(out_ptr + row * N + nearby + tile, tl.load(x_ptr + page * stride + tile))
+    column = tl.program_id(0) // stride * N + i  # a coordinate along one axis, counted in tiles
+    tl.store(out_ptr + row * N + nearby + tile + column, tl.load(x_ptr + page * stride + tile))
 
 
 @triton.jit
@@ -63,7 +70,7 @@ def matmul(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
 
 
 SIGNATURE = {"x_ptr": "*fp32", "out_ptr": "*fp32", "table_ptr": "*i32", "stride": "i32", "N": "constexpr"}
-OFFSETS = (product, widened_late, constant_stride, loaded_index, in_a_loop, right)
+OFFSETS = (product, widened_late, constant_stride, constant_stride_of_a_quotient, loaded_index, in_a_loop, right)
 
 
 def variant(kernel, size, **options):
