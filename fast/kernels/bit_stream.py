@@ -3,6 +3,8 @@
 One program writes a block of words (or codes) of one row, and reads whatever codes (or words) overlap it, so no two programs share a word.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -109,22 +111,32 @@ def _pack_kernel(codes, words, count, width, stride_codes, BITS: tl.constexpr, B
 
 
 def _pack_torch(codes, bits):
-    rows, count = codes.shape
-    runs = -(-count // 32)                                                                   # 32 codes fill `bits` words exactly
-    padded = torch.nn.functional.pad(codes, (0, 32 * runs - count)).reshape(rows, runs, 32).long()
-    bit = torch.arange(32, device=codes.device) * bits
-    shifted = padded << bit % 32                                                             # at most 39 bits   (rows, runs, 32)
-    words = shifted.new_zeros((rows, runs, bits + 1))
-    words.index_add_(2, bit // 32, shifted & 0xFFFFFFFF)                                     # bits are disjoint: adding is or-ing
-    words.index_add_(2, bit // 32 + 1, shifted >> 32)
-    return words[..., :bits].reshape(rows, runs * bits)[:, : -(-count * bits // 32)].to(torch.int32).contiguous()
+    (rows, count), period = codes.shape, math.lcm(bits, 8)                                   # bits until a code begins a byte again
+    runs, each = -(-count // 32), period // bits                                             # 32 codes fill `bits` words exactly
+    codes = torch.nn.functional.pad(codes, (0, 32 * runs - count)).unflatten(1, (32 * runs // each, each))
+    stream = codes.new_zeros((*codes.shape[:2], period // 8))                                # the words as bytes, lowest first
+    for i in range(each):
+        byte, shift = divmod(i * bits, 8)
+        stream[..., byte] |= codes[..., i] << shift
+        if shift + bits > 8:
+            stream[..., byte + 1] |= codes[..., i] >> 8 - shift
+    return stream.flatten().view(torch.int32).view(rows, bits * runs)[:, : -(-count * bits // 32)].contiguous()
 
 
 def _unpack_torch(words, bits, count):
-    bit = torch.arange(count, device=words.device) * bits
-    padded = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, 1))
-    pair = padded[:, bit // 32] | padded[:, bit // 32 + 1] << 32                             # a code lies within two neighbors
-    return (pair >> bit % 32 & (1 << bits) - 1).to(torch.uint8)
+    rows, period = len(words), math.lcm(bits, 8)
+    runs, each = -(-count // 32), period // bits
+    whole = words.new_zeros((rows, bits * runs))
+    whole[:, : words.shape[1]] = words
+    stream = whole.view(torch.uint8).view(rows, 32 * runs // each, period // 8)
+    codes = []
+    for i in range(each):
+        byte, shift = divmod(i * bits, 8)
+        code = stream[..., byte] >> shift                                                    # (rows, 32 runs / each)
+        if shift + bits > 8:
+            code |= stream[..., byte + 1] << 8 - shift
+        codes.append(code & (1 << bits) - 1)
+    return torch.stack(codes, 2).flatten(1)[:, :count].contiguous()
 
 
 def variants():
