@@ -249,10 +249,8 @@ def _dequantize_kernel(
 
 
 def _parameters_torch(weight, bits, size, grid, dtype):
-    groups, top, half = -(-weight.shape[1] // size), 2**bits - 1, 2 ** (bits - 1)
-    w = torch.nn.functional.pad(weight.float(), (0, groups * size - weight.shape[1]), value=torch.inf).unflatten(1, (groups, size))
-    inside = (torch.arange(groups * size, device=weight.device) < weight.shape[1]).view(groups, size)
-    low, high = w.masked_fill(~inside, torch.inf).amin(2), w.masked_fill(~inside, -torch.inf).amax(2)
+    w, top, half = _by_group(weight.float(), size), 2**bits - 1, 2 ** (bits - 1)
+    low, high = w.amin(2), w.amax(2)                                                         # (N, G)
     lost = ~(low.isfinite() & high.isfinite())                                               # NaN passes through amin and amax
     largest = torch.maximum(-low, high)
     if grid == "zero_point":
@@ -275,32 +273,39 @@ def _parameters_torch(weight, bits, size, grid, dtype):
     return kept.masked_fill(lost, torch.nan), zero.masked_fill(lost, torch.nan).to(dtype)
 
 
-def _per_column(values, size, columns):
-    return values.float().repeat_interleave(size, 1)[:, :columns]
+def _by_group(matrix, size):
+    """The matrix as `(N, G, size)`; copies of its last column fill the last group, whose least and greatest values they leave alone."""
+    rows, columns = matrix.shape
+    groups = -(-columns // size)
+    if groups * size > columns:
+        matrix = torch.cat([matrix, matrix[:, -1:].expand(rows, groups * size - columns)], 1)
+    return matrix.unflatten(1, (groups, size))
 
 
 def _quantize_torch(weight, scale, zero, bits, size, grid):
-    w, s, z, half = weight.float(), _per_column(scale, size, weight.shape[1]), _per_column(zero, size, weight.shape[1]), 2 ** (bits - 1)
-    if grid == "absmax":
-        code = torch.round(w / s).clamp(1 - half, half - 1)
-    elif grid == "min":
-        code = torch.round((w - z) / s).clamp(0, 2 * half - 1)
-    elif grid == "centred":
-        code = torch.round((w - z) / s + half).clamp(0, 2 * half - 1)
-    elif grid == "float_zero":
-        code = torch.round(w / s + z).clamp(0, 2 * half - 1)
-    else:
-        code = (torch.round(w / s) + z).clamp(0, 2 * half - 1)
-    return torch.where(w.isfinite() & s.isfinite(), code, 0).to(torch.int8 if grid == SIGNED else torch.uint8)
+    w, s, z, half = _by_group(weight.float(), size), scale.float()[..., None], zero.float()[..., None], 2 ** (bits - 1)
+    s = s + 0 * s                                                                            # an infinite scale is NaN too   (N, G, 1)
+    code = (w - z).div_(s) if grid in ("min", "centred") else w / s                          # from here on in place   (N, G, size)
+    if grid in ("centred", "float_zero"):
+        code += half if grid == "centred" else z
+    code.round_()
+    if grid in ("full", "zero_point"):
+        code += z
+    least, most = (1 - half, half - 1) if grid == SIGNED else (0, 2 * half - 1)
+    code.clamp_(least, most).add_(w, alpha=0).nan_to_num_(0)                                 # 0 times what is not finite is NaN
+    return code.to(torch.int8 if grid == SIGNED else torch.uint8).flatten(1)[:, : weight.shape[1]].contiguous()
 
 
 def _dequantize_torch(codes, scale, zero, bits, size, grid):
-    code, s, z = codes.float(), _per_column(scale, size, codes.shape[1]), _per_column(zero, size, codes.shape[1])
-    if grid == "absmax":
-        return code * s
+    value, s, z = _by_group(codes, size).float(), scale.float()[..., None], zero.float()[..., None]
+    if grid == "centred":
+        value -= 2 ** (bits - 1)
+    elif grid not in (SIGNED, "min"):
+        value -= z
+    value *= s
     if grid in ("min", "centred"):
-        return (code - (2 ** (bits - 1) if grid == "centred" else 0)) * s + z
-    return (code - z) * s
+        value += z
+    return value.flatten(1)[:, : codes.shape[1]].contiguous()
 
 
 def variants():
