@@ -74,6 +74,7 @@ def agree(actual: Any, expected: Rounded, what: str = "output", *, independent: 
                 f"{actual[worst]!r}, expected {expected.value[worst]!r} ± {expected.error[worst]!r}"
             )
     if actual.size:
+        actual = np.atleast_1d(actual)
         observed.ratios[dtype, what] = max(observed.ratios.get((dtype, what), 0.0), float(np.max(ratios["worst"])))
         for name, wrong in WRONG.items():
             output = wrong(actual)
@@ -90,7 +91,7 @@ def checks(actual: np.ndarray, expected: Rounded, independent: bool) -> dict[str
     ratios = {"worst": _over(np.abs(error), expected.error)}
     same = (actual == expected.value) | (np.isnan(actual) & np.isnan(expected.value))
     ratios["worst"] = np.where(special & ~same, np.inf, ratios["worst"])
-    if independent and actual.ndim:
+    if independent and expected.ndim:
         inner = np.maximum(expected.variance - expected.stored, 0)  # what is shared within a row: the normalizer's error, say
         ratios["spread"] = _over(np.abs(error), SIGMAS * np.sqrt(expected.variance))
         scatter = 1 + SIGMAS * np.sqrt(2 / max(actual.shape[-1], 1))

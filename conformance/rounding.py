@@ -202,12 +202,13 @@ def _result(value, error, variance, precision: Precision, roundings: float = 1.0
 
 def _elementwise(ufunc, parts: list[Rounded]) -> Rounded:
     gains, error, roundings = _RULES[ufunc]
+    unit = parts[0].precision.unit
     v, e, s = [p.value for p in parts], [p.error for p in parts], [p.variance for p in parts]
     with np.errstate(all="ignore"):
         value = ufunc(*v)
         slopes = gains(value, *v)
         spread = sum(np.where(x > 0, np.square(slope) * x, 0.0) for slope, x in zip(slopes, s, strict=True))
-        bound = np.broadcast_to(error(value, v, e), value.shape)
+        bound = np.broadcast_to(error(value, v, e, unit), value.shape)
     if not roundings:
         return Rounded(value, np.where(np.isfinite(value), bound, 0.0), spread, precision=parts[0].precision)
     return _result(value, np.where(np.isnan(bound), 0.0, bound), spread, parts[0].precision, roundings)
@@ -273,7 +274,7 @@ _COMPARISONS = {
 }  # fmt: skip
 
 
-def _power(value, v, e):
+def _power(value, v, e, unit):
     exponent = np.unique(v[1])
     if np.any(e[1] > 0) or exponent.size != 1 or exponent[0] != 2:
         raise TypeError("numpy.power has a rounding rule for squares only")
@@ -282,33 +283,37 @@ def _power(value, v, e):
 
 # ufunc: slopes of the result in each operand (for the variance), the bound from the operands' errors, roundings that the operation adds
 _RULES: dict[Any, tuple[Callable, Callable, float]] = {
-    np.add: (lambda r, a, b: (1, 1), lambda r, v, e: e[0] + e[1], 1),
-    np.subtract: (lambda r, a, b: (1, 1), lambda r, v, e: e[0] + e[1], 1),
+    np.add: (lambda r, a, b: (1, 1), lambda r, v, e, u: e[0] + e[1], 1),
+    np.subtract: (lambda r, a, b: (1, 1), lambda r, v, e, u: e[0] + e[1], 1),
     np.multiply: (
         lambda r, a, b: (b, a),
-        lambda r, v, e: np.where(e[1] > 0, np.abs(v[0]) * e[1], 0) + np.where(e[0] > 0, np.abs(v[1]) * e[0], 0) + e[0] * e[1],
+        lambda r, v, e, u: np.where(e[1] > 0, np.abs(v[0]) * e[1], 0) + np.where(e[0] > 0, np.abs(v[1]) * e[0], 0) + e[0] * e[1],
         1,
     ),
-    np.true_divide: (lambda r, a, b: (1 / b, r / b), lambda r, v, e: (e[0] + np.abs(r) * e[1]) / np.maximum(np.abs(v[1]) - e[1], 0), ULPS),
-    np.reciprocal: (lambda r, a: (r * r,), lambda r, v, e: np.abs(r) * e[0] / np.maximum(np.abs(v[0]) - e[0], 0), ULPS),
-    np.negative: (lambda r, a: (1,), lambda r, v, e: e[0], 0),
-    np.positive: (lambda r, a: (1,), lambda r, v, e: e[0], 0),
-    np.absolute: (lambda r, a: (1,), lambda r, v, e: e[0], 0),
-    np.maximum: (lambda r, a, b: (a >= b, b >= a), lambda r, v, e: np.maximum(e[0], e[1]), 0),
-    np.minimum: (lambda r, a, b: (a <= b, b <= a), lambda r, v, e: np.maximum(e[0], e[1]), 0),
-    # implementations evaluate exp(x) as exp2(x · log2 e): the product is rounded too
-    np.exp: (lambda r, a: (r,), lambda r, v, e: r * np.expm1(e[0]) + np.where(r > 0, r * np.abs(v[0]), 0) * 2.0**-23, ULPS),
-    np.expm1: (lambda r, a: (r + 1,), lambda r, v, e: (r + 1) * (np.expm1(e[0]) + 2.0**-23 * np.abs(v[0])), ULPS),
-    np.log: (lambda r, a: (1 / a,), lambda r, v, e: -np.log1p(-np.minimum(e[0] / v[0], 1)), ULPS),
-    np.log1p: (lambda r, a: (1 / (1 + a),), lambda r, v, e: -np.log1p(-np.minimum(e[0] / (1 + v[0]), 1)), ULPS),
-    np.logaddexp: (lambda r, a, b: (np.exp(a - r), np.exp(b - r)), lambda r, v, e: np.maximum(e[0], e[1]) + 2.0**-22, ULPS),
-    np.sqrt: (lambda r, a: (0.5 / r,), lambda r, v, e: e[0] / (r + np.sqrt(np.maximum(v[0] - e[0], 0))), ULPS),
-    np.tanh: (
-        lambda r, a: (1 - r * r,),
-        lambda r, v, e: e[0] * (1 - np.tanh(np.maximum(np.abs(v[0]) - e[0], 0)) ** 2) + 2.0**-22 * np.minimum(np.abs(v[0]), 1),
+    np.true_divide: (
+        lambda r, a, b: (1 / b, r / b),
+        lambda r, v, e, u: (e[0] + np.abs(r) * e[1]) / np.maximum(np.abs(v[1]) - e[1], 0),
         ULPS,
     ),
-    np.square: (lambda r, a: (2 * a,), lambda r, v, e: 2 * np.abs(v[0]) * e[0] + e[0] ** 2, 1),
+    np.reciprocal: (lambda r, a: (r * r,), lambda r, v, e, u: np.abs(r) * e[0] / np.maximum(np.abs(v[0]) - e[0], 0), ULPS),
+    np.negative: (lambda r, a: (1,), lambda r, v, e, u: e[0], 0),
+    np.positive: (lambda r, a: (1,), lambda r, v, e, u: e[0], 0),
+    np.absolute: (lambda r, a: (1,), lambda r, v, e, u: e[0], 0),
+    np.maximum: (lambda r, a, b: (a >= b, b >= a), lambda r, v, e, u: np.maximum(e[0], e[1]), 0),
+    np.minimum: (lambda r, a, b: (a <= b, b <= a), lambda r, v, e, u: np.maximum(e[0], e[1]), 0),
+    # implementations evaluate exp(x) as exp2(x · log2 e): the product is rounded too
+    np.exp: (lambda r, a: (r,), lambda r, v, e, u: r * np.expm1(e[0]) + np.where(r > 0, r * np.abs(v[0]), 0) * 2 * u, ULPS),
+    np.expm1: (lambda r, a: (r + 1,), lambda r, v, e, u: (r + 1) * (np.expm1(e[0]) + 2 * u * np.abs(v[0])), ULPS),
+    np.log: (lambda r, a: (1 / a,), lambda r, v, e, u: -np.log1p(-np.minimum(e[0] / v[0], 1)), ULPS),
+    np.log1p: (lambda r, a: (1 / (1 + a),), lambda r, v, e, u: -np.log1p(-np.minimum(e[0] / (1 + v[0]), 1)), ULPS),
+    np.logaddexp: (lambda r, a, b: (np.exp(a - r), np.exp(b - r)), lambda r, v, e, u: np.maximum(e[0], e[1]) + 4 * u, ULPS),
+    np.sqrt: (lambda r, a: (0.5 / r,), lambda r, v, e, u: e[0] / (r + np.sqrt(np.maximum(v[0] - e[0], 0))), ULPS),
+    np.tanh: (
+        lambda r, a: (1 - r * r,),
+        lambda r, v, e, u: e[0] * (1 - np.tanh(np.maximum(np.abs(v[0]) - e[0], 0)) ** 2) + 4 * u * np.minimum(np.abs(v[0]), 1),
+        ULPS,
+    ),
+    np.square: (lambda r, a: (2 * a,), lambda r, v, e, u: 2 * np.abs(v[0]) * e[0] + e[0] ** 2, 1),
     np.power: (lambda r, a, b: (2 * a, 0), _power, 1),
 }
 

@@ -47,6 +47,12 @@ def test_agreement_with_a_bound_that_accepts_zeros_is_toothless():
     compare.observed.demand_teeth()
 
 
+def test_a_number_is_an_output_too():
+    agree(np.array(1.0), expected(1.0))
+    with pytest.raises(AssertionError, match="output"):
+        agree(np.array(1.01), expected(1.0))
+
+
 def test_error_over_bound_is_recorded():
     compare.observed.clear()
     agree(np.array([1.0, 2.0 + 2.0**-8]), expected([1.0, 2.0]), "output")
