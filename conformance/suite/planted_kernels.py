@@ -45,7 +45,7 @@ def in_a_loop(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
     i = tl.arange(0, N)
     total = tl.zeros((N,), tl.float32)
     for step in range(0, stride):
-        total += tl.load(x_ptr + step.to(tl.int64) * stride + i)
+        total += tl.load(x_ptr + tl.cast(step, tl.int64) * stride + i)
     for step in range(0, stride):
         total += tl.load(x_ptr + step * stride + i)  # narrow
     tl.store(out_ptr + i, total)
