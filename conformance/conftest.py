@@ -16,11 +16,11 @@ _shared = settings(
 )
 settings.register_profile("quick", _shared, max_examples=5, derandomize=True, database=None)
 settings.register_profile("dev", _shared, max_examples=20)
-settings.register_profile("ci", _shared, max_examples=20, derandomize=True, database=None)
+settings.register_profile("ci", _shared, max_examples=10, derandomize=True, database=None)
 settings.register_profile("gpu", _shared, max_examples=40, derandomize=True, database=None)
 settings.register_profile("nightly", _shared, max_examples=200, database=None)
-settings.register_profile(  # one failure is enough there: nobody reads the smallest example
-    "museum", _shared, max_examples=20, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
+settings.register_profile(  # the examples of "ci" must be enough to see a bug; nobody reads the smallest one
+    "museum", _shared, max_examples=10, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("TWOFOLD_PROFILE", "dev"))
 
