@@ -25,7 +25,7 @@ PACKAGE = Path(__file__).parent.parent  # …/twofold, through whatever links
 PRELOADED = ["numpy", "torch", "triton", "triton.language", "hypothesis", "pytest"]  # imported once, inherited by every judging process
 BROKEN = (  # what a copy raises that does not even run
     "NameError", "SyntaxError", "ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "CompilationError",
-    "UnboundLocalError",
+    "UnboundLocalError", "SystemExit",
 )  # fmt: skip
 SECONDS = 300  # a mutant that loops for ever is not killed, only stopped
 
@@ -90,7 +90,7 @@ def _judge_apart(context, bug: Bug, every_test: bool) -> dict:
             try:
                 failures, bias = receive.recv()
             except EOFError:
-                failures = {"process": "died"}
+                failures = {"the process": "SystemExit"}  # it died without a verdict
         process.kill()
         process.join()
     tests = sorted(test for test, error in failures.items() if error not in BROKEN)

@@ -112,3 +112,21 @@ def test_scales_that_storage_would_lose_are_kept_at_its_edge(fast, grid):
     if np.all(np.isfinite(zero)):  # minus 2^27 itself is more than float16 can say
         expected = round_to_nearest.quantize(weight, scale, zero, *options)
         equal_except_at_ties(codes.astype(int), expected, *ratios(weight, scale, zero, *options))
+
+
+@pytest.mark.parametrize("lost", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_what_is_not_finite_has_code_0_under_given_parameters(fast, grid, lost):
+    """A weight that is not finite under finite parameters, and any weight under a scale that is not: code 0, and nobody else's changes."""
+    weight = inputs.values("normal", [(3, 40)], 5, "float32")[0]
+    scale, zero = (inputs.array(x) for x in fast.parameters(inputs.tensor(weight, "float32"), 4, 16, grid))
+    quantize = lambda w, s: inputs.array(fast.quantize(*(inputs.tensor(x, "float32") for x in (w, s, zero)), 4, 16, grid))
+    codes = quantize(weight, scale)
+    hurt, lost_scale = weight.copy(), scale.copy()
+    hurt[1, 20], lost_scale[0, 2] = lost, lost
+    expected = codes.copy()
+    expected[1, 20] = 0
+    exactly(quantize(hurt, scale), expected, "codes, a weight lost")
+    expected = codes.copy()
+    expected[0, 32:] = 0
+    exactly(quantize(weight, lost_scale), expected, "codes, a scale lost")
