@@ -85,7 +85,7 @@ def _dequantize(
         launch = (rows, triton.cdiv(columns, TILE))
         strides = (codes.stride(0), *scale.stride(), *zero.stride())
         _dequantize_kernel[launch](
-            codes, scale, zero, values, columns, *strides, BITS=bits, GRID=grid, SIZE=size, BLOCK=TILE, num_warps=4
+            codes, scale, zero, values, columns, *strides, BITS=bits, GRID=grid, SIZE=size, BLOCK=TILE, num_warps=WARPS
         )
     return values
 
@@ -95,7 +95,7 @@ def _dequantize_empty(codes, scale, zero, bits, size, grid, dtype):
     return codes.new_empty(codes.shape, dtype=dtype)
 
 
-TILE = 2048  # elements that a program holds at once
+TILE, WARPS = 2048, 8  # elements that a program holds at once, and its warps: 8 elements a thread stay in registers
 
 
 def block_of(size: int) -> int:
@@ -111,7 +111,7 @@ def _launch(weight, codes, scale, zero, bits, size, grid, fit, want_codes):
         together = TILE // block_of(size)
         _quantize_kernel[(triton.cdiv(pairs, together),)](
             weight, codes, scale, zero, pairs, columns, scale.shape[1], *strides,
-            BITS=bits, GRID=grid, FIT=fit, CODES=want_codes, SIZE=size, BLOCK_P=together, BLOCK_G=block_of(size), num_warps=4,
+            BITS=bits, GRID=grid, FIT=fit, CODES=want_codes, SIZE=size, BLOCK_P=together, BLOCK_G=block_of(size), num_warps=WARPS,
         )  # fmt: skip
 
 
@@ -320,9 +320,9 @@ def variants():
             types = {"weight": f"*{weight}", "codes": f"*{code}"} | pointers
             types |= dict.fromkeys(("pairs", "columns", "groups", "stride_w"), "i32") | strides | dict.fromkeys(both, "constexpr")
             name = f"quantize_groups-{grid}-{size}-{'fit' if fit else 'given'}{'-codes' if want_codes else ''}"
-            yield Variant(name, _quantize_kernel, types, both, {"num_warps": 4}, ("weight", "codes", "columns", "stride_w"))
+            yield Variant(name, _quantize_kernel, types, both, {"num_warps": WARPS}, ("weight", "codes", "columns", "stride_w"))
         back = constants | {"BLOCK": TILE}
         types = {"codes": f"*{code}"} | pointers | {"values": f"*{weight}", "columns": "i32", "stride_c": "i32"} | strides
         types |= dict.fromkeys(back, "constexpr")
         name, divisible = f"quantize_groups-back-{grid}-{size}", ("codes", "values", "columns")
-        yield Variant(name, _dequantize_kernel, types, back, {"num_warps": 4}, divisible)
+        yield Variant(name, _dequantize_kernel, types, back, {"num_warps": WARPS}, divisible)
