@@ -4,7 +4,7 @@ Three kernels, specialized when compiled by the structure of the decay (none, on
 
 - `boundaries_kernel`: the states at all chunk boundaries, one program per sequence, head and tile of the state; run backward in time
   over (q, d outputs), it gives the gradients of those states.
-- `outputs_kernel`: the outputs inside a chunk, all chunks at once; backward in time, dv. `gates_kernel`: dq, dk and dg.
+- `outputs_kernel`: the outputs inside a chunk, all chunks at once; backward in time, dv. `gradients_kernel`: dq; backward, dk and dg.
 
 A chunk is cut into sub-chunks of 16 tokens. Between two sub-chunks a score is a product of two matrices, both decayed to the
 boundary between them; inside a sub-chunk it is summed channel by channel. Every exponent is a sum of log-decays over the tokens
@@ -201,103 +201,99 @@ def outputs_kernel(
 
 
 @triton.jit
-def gates_kernel(
-    q, k, v, g, do, states, dstates, dq, dk, dg, chunks,
-    q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, g_b, g_t, g_h, o_b, o_t, o_h, d_b, d_t, d_h, e_b, e_t, e_h, HEADS, GROUP,
-    K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    PRECISION: tl.constexpr,
+def gradients_kernel(
+    x, y, z, w, g, states, dstates, o, dg, chunks,
+    x_b, x_t, x_h, y_b, y_t, y_h, z_b, z_t, z_h, w_b, w_t, w_h, g_b, g_t, g_h, o_b, o_t, o_h, e_b, e_t, e_h, HEADS, GROUP,
+    REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr,
+    BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk and dg of one chunk and tile of K, last sub-chunk first.
+    """Gradients of one chunk and tile of K. Forward: dq, from d outputs x, values y and keys z. Reverse: dk, from values x, d outputs y and
+    queries z, and dg; w is what the gradient belongs to.
 
-    dg needs no state but the chunk's last: a gate's gradient is the flow from keys before it to queries from it on, so going back in
-    time each query adds q * dq to the flow and each key takes k * dk out. A token's own pair, which meets no gate, is kept out of both.
+    A gate's gradient is the flow from keys before it to queries from it on. Back in time from the flow through the chunk's last state, each
+    query adds q * dq, which the forward run leaves in dg, and each key takes k * dk out. A token's own pair meets no gate: it is left out.
     """
     program = tl.program_id(0).to(tl.int64)
     tile, program = program % tl.cdiv(K, BK), program // tl.cdiv(K, BK)
     head, chunk = program % HEADS, program // HEADS
     batch, start = tl.load(chunks + 4 * chunk), tl.load(chunks + 4 * chunk + 1)
     end, slot = tl.minimum(tl.load(chunks + 4 * chunk + 2), start + CHUNK), tl.load(chunks + 4 * chunk + 3)
-    q += batch * q_b + head // GROUP * q_h
-    k += batch * k_b + head // GROUP * k_h
-    v += batch * v_b + head * v_h
+    x += batch * x_b + head * x_h
+    y += batch * y_b + head * y_h
+    z += batch * z_b + head // GROUP * z_h
+    w += batch * w_b + head // GROUP * w_h
     g += batch * g_b + head * g_h
-    do += batch * o_b + head * o_h
-    dq += batch * d_b + head * d_h
-    dk += batch * d_b + head * d_h
+    o += batch * o_b + head * o_h
     dg += batch * e_b + head * e_h + (tile if DECAY == "scalar" else 0)
-    states += (slot * HEADS + head) * K * V
+    states += ((slot + 1 if REVERSE else slot) * HEADS + head) * K * V
     dstates += ((slot + 1) * HEADS + head) * K * V
     row = tile * BK + tl.arange(0, BK)
     every = start + tl.arange(0, CHUNK)
-    blocks = tl.cdiv(end - start, SUB)
+    i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
+    count = tl.cdiv(end - start, SUB)  # none where the table's row is spare
     flow = tl.zeros([BK], tl.float32)
-    if blocks > 0:
-        for first in range(0, V, BV):
+    if REVERSE and DECAY != "none":
+        for first in range(0, V if count > 0 else 0, BV):
             column = first + tl.arange(0, BV)
-            state = _tile(states + HEADS * K * V, row, V, row < K, column, V)
+            state = _tile(states, row, V, row < K, column, V)
             flow += tl.sum(state * _tile(dstates, row, V, row < K, column, V), 1)
-    for done in range(0, blocks):
-        anchor = start + (blocks - 1 - done) * SUB
+        if DECAY == "scalar":
+            flow = tl.sum(flow, 0, keep_dims=True)
+    for done in range(0, count):
+        anchor = start + (count - 1 - done) * SUB
         own = anchor + tl.arange(0, SUB)
-        earlier, later = every < anchor, (every >= anchor + SUB) & (every < end)
-        reads = tl.zeros([SUB, CHUNK], tl.float32)  # d score of own queries with earlier keys
-        pairs = tl.zeros([SUB, SUB], tl.float32)  # d score of own queries with own keys
-        query = tl.zeros([SUB, BK], tl.float32)
-        for first in range(0, V, BV):
-            column = first + tl.arange(0, BV)
-            dout = _tile(do, own, o_t, own < end, column, V)
-            reads = tl.dot(dout, tl.trans(_tile(v, every, v_t, earlier, column, V)), reads, input_precision=PRECISION)
-            pairs = tl.dot(dout, tl.trans(_tile(v, own, v_t, own < end, column, V)), pairs, input_precision=PRECISION)
-            state = _tile(states, row, V, row < K, column, V).to(dout.dtype)
-            query = tl.dot(dout, tl.trans(state), query, input_precision=PRECISION)
-        near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, False, CHUNK, SUB)
-        y = _tile(k, every, k_t, earlier, row, K)
-        y = (y.to(tl.float32) * tl.exp(far)).to(y.dtype)
-        query = tl.exp(near) * tl.dot(reads.to(y.dtype), y, query * tl.exp(rest)[None, :], input_precision=PRECISION)
-        writes = tl.zeros([SUB, CHUNK], tl.float32)  # d score of own keys with later queries
-        key = tl.zeros([SUB, BK], tl.float32)
-        for first in range(0, V, BV):
-            column = first + tl.arange(0, BV)
-            value = _tile(v, own, v_t, own < end, column, V)
-            writes = tl.dot(value, tl.trans(_tile(do, every, o_t, later, column, V)), writes, input_precision=PRECISION)
-            dstate = _tile(dstates, row, V, row < K, column, V).to(value.dtype)
-            key = tl.dot(value, tl.trans(dstate), key, input_precision=PRECISION)
-        near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, True, CHUNK, SUB)
-        x = _tile(q, every, q_t, later, row, K)
-        x = (x.to(tl.float32) * tl.exp(far)).to(x.dtype)
-        key = tl.exp(near) * tl.dot(writes.to(x.dtype), x, key * tl.exp(rest)[None, :], input_precision=PRECISION)
-        x, y = _tile(q, own, q_t, own < end, row, K), _tile(k, own, k_t, own < end, row, K)
-        i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
-        alone = tl.sum(tl.where(i == j, pairs, 0.0), 1)[:, None]
-        pairs = tl.where(i > j, pairs, 0.0)
-        if DECAY == "vector":  # one diagonal after the other, as in the scores
-            back, forth = tl.zeros([SUB, BK], tl.float32), tl.zeros([SUB, BK], tl.float32)
-            for lag in range(1, tl.minimum(end - anchor, SUB)):
-                past, next = own - lag, own + lag
-                diagonal = tl.where(i - j == lag, pairs, 0.0)
-                mask = ((past >= anchor) & (own < end))[:, None] & (row < K)[None, :]
-                back += tl.load(g + (past + 1)[:, None] * g_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
-                key_then = tl.load(k + past[:, None] * k_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
-                query += tl.sum(diagonal, 1)[:, None] * tl.exp(back) * key_then
-                mask = (next < tl.minimum(anchor + SUB, end))[:, None] & (row < K)[None, :]
-                forth += tl.load(g + next[:, None] * g_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
-                query_then = tl.load(q + next[:, None] * q_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
-                key += tl.sum(diagonal, 0)[:, None] * tl.exp(forth) * query_then
+        if REVERSE:
+            others = (every >= anchor + SUB) & (every < end)
         else:
-            pairs = (pairs * _within(_log_decays(g, own, g_t, own < end, row, K, DECAY), SUB)).to(x.dtype)
-            query = tl.dot(pairs, y, query, input_precision=PRECISION)
-            key = tl.dot(tl.trans(pairs), x, key, input_precision=PRECISION)
-        x, y = x.to(tl.float32), y.to(tl.float32)
-        change = x * query - y * key
-        gate = flow[None, :] + tl.cumsum(change, 0, reverse=True)
-        flow += tl.sum(change, 0)
+            others = every < anchor
+        scores = tl.zeros([SUB, CHUNK], tl.float32)  # d score with the other sub-chunks' tokens
+        pairs = tl.zeros([SUB, SUB], tl.float32)  # d score with the own sub-chunk's tokens
+        change = tl.zeros([SUB, BK], tl.float32)
+        for first in range(0, V, BV):
+            column = first + tl.arange(0, BV)
+            a = _tile(x, own, x_t, own < end, column, V)
+            scores = tl.dot(a, tl.trans(_tile(y, every, y_t, others, column, V)), scores, input_precision=PRECISION)
+            pairs = tl.dot(a, tl.trans(_tile(y, own, y_t, own < end, column, V)), pairs, input_precision=PRECISION)
+            state = _tile(dstates if REVERSE else states, row, V, row < K, column, V).to(a.dtype)
+            change = tl.dot(a, tl.trans(state), change, input_precision=PRECISION)
+        near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, REVERSE, CHUNK, SUB)
+        b = _tile(z, every, z_t, others, row, K)
+        b = (b.to(tl.float32) * tl.exp(far)).to(b.dtype)
+        change = tl.exp(near) * tl.dot(scores.to(b.dtype), b, change * tl.exp(rest)[None, :], input_precision=PRECISION)
+        alone = tl.sum(tl.where(i == j, pairs, 0.0), 1)[:, None]
+        if DECAY == "vector":  # one diagonal after the other, as in the scores
+            decay = tl.zeros([SUB, BK], tl.float32)
+            for lag in range(1, tl.minimum(end - anchor, SUB)):
+                other = own + (lag if REVERSE else -lag)
+                mask = (((other >= anchor) & (own < end) & (other < tl.minimum(anchor + SUB, end)))[:, None]) & (row < K)[None, :]
+                gate = g + (other if REVERSE else other + 1)[:, None] * g_t + row[None, :]
+                decay += tl.load(gate, mask=mask, other=0.0).to(tl.float32)
+                then = tl.load(z + other[:, None] * z_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
+                diagonal = tl.sum(tl.where((j - i if REVERSE else i - j) == lag, pairs, 0.0), 1)[:, None]
+                change += diagonal * tl.exp(decay) * then
+            own_z = _tile(z, own, z_t, own < end, row, K)
+        else:
+            within = _within(_log_decays(g, own, g_t, own < end, row, K, DECAY), SUB)
+            if REVERSE:
+                within = tl.trans(within)
+            own_z = _tile(z, own, z_t, own < end, row, K)
+            pairs = tl.where(i == j, 0.0, pairs * within).to(own_z.dtype)
+            change = tl.dot(pairs, own_z, change, input_precision=PRECISION)
         mask = (own < end)[:, None] & (row < K)[None, :]
-        tl.store(dq + own[:, None] * d_t + row[None, :], (query + alone * y).to(dq.dtype.element_ty), mask=mask)
-        tl.store(dk + own[:, None] * d_t + row[None, :], (key + alone * x).to(dk.dtype.element_ty), mask=mask)
-        if DECAY == "vector":
-            tl.store(dg + own[:, None] * e_t + row[None, :], gate, mask=mask)
-        elif DECAY == "scalar":
-            tl.store(dg + own * e_t, tl.sum(tl.where(mask, gate, 0.0), 1), mask=own < end)
+        tl.store(o + own[:, None] * o_t + row[None, :], (change + alone * own_z.to(tl.float32)).to(o.dtype.element_ty), mask=mask)
+        if DECAY != "none":
+            change *= _tile(w, own, w_t, own < end, row, K).to(tl.float32)
+            if DECAY == "vector":
+                place = dg + own[:, None] * e_t + row[None, :]
+            else:
+                place, mask = dg + own[:, None] * e_t, (own < end)[:, None]
+                change = tl.sum(change, 1)[:, None]
+            if REVERSE:
+                change = tl.load(place, mask=mask, other=0.0) - change
+                total = tl.sum(change, 0)
+                change = flow[None, :] + tl.cumsum(change, 0, reverse=True)
+                flow += total
+            tl.store(place, change, mask=mask)
 
 
 def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
@@ -305,7 +301,9 @@ def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
     side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
     if kernel is boundaries_kernel:
         return side(K, 64 if itemsize == 2 else 32), side(V, 64), 4
-    return (side(K, 16), side(V, 32), 8) if kernel is gates_kernel else (side(K, 32), side(V, 64 if itemsize == 2 else 32), 2 * itemsize)
+    if kernel is gradients_kernel:
+        return 32, 32, 8
+    return side(K, 32), side(V, 64 if itemsize == 2 else 32), 2 * itemsize
 
 
 def precision(itemsize: int, hip: bool) -> str:
@@ -314,7 +312,7 @@ def precision(itemsize: int, hip: bool) -> str:
 
 def _launch(kernel, programs: int, *args, K: int, V: int, itemsize: int, **constants) -> None:
     BK, BV, warps = blocks(kernel, K, V, itemsize)
-    tiles = (1 if kernel is outputs_kernel else triton.cdiv(K, BK)) * (1 if kernel is gates_kernel else triton.cdiv(V, BV))
+    tiles = (1 if kernel is outputs_kernel else triton.cdiv(K, BK)) * (1 if kernel is gradients_kernel else triton.cdiv(V, BV))
     constants |= {"K": K, "V": V, "BK": BK, "BV": BV, "PRECISION": precision(itemsize, torch.version.hip is not None)}
     constants |= {"SUB": SUB} if "SUB" in kernel.arg_names else {}
     if programs:
@@ -339,7 +337,7 @@ def backward(q, k, v, g, S0, cu_seqlens, do, dS, chunk: int):
         dstates = run.boundaries(q, do, dS, reverse=True)
         dv = torch.empty(v.shape, dtype=v.dtype, device=v.device)
         run.outputs(k, q, do, dstates, dv, reverse=True)
-        dq, dk, dg = run.gates(q, k, v, do, states, dstates)
+        dq, dk, dg = run.gradients(q, k, v, do, states, dstates)
         return dq, dk, dv, dg, dstates[run.sequences[:, 3]]
 
 
@@ -364,31 +362,32 @@ class _Run:
         args = x, y, z, self.g, states, o, self.chunks, *strides, self.heads, self.group
         _launch(outputs_kernel, len(self.chunks) * self.heads, *args, REVERSE=reverse, **self.common)
 
-    def gates(self, q, k, v, do, states, dstates):
+    def gradients(self, q, k, v, do, states, dstates):
         shape = (*v.shape[:3], q.shape[3])
         dq, dk = (torch.empty(shape, dtype=q.dtype if self.group == 1 else torch.float32, device=q.device) for _ in range(2))
-        tiles = triton.cdiv(q.shape[3], blocks(gates_kernel, q.shape[3], v.shape[3], q.element_size())[0])
+        tiles = triton.cdiv(q.shape[3], blocks(gradients_kernel, q.shape[3], v.shape[3], q.element_size())[0])
         width = {"none": 0, "scalar": tiles, "vector": q.shape[3]}[self.decay]
         dg = torch.empty((*v.shape[:3], width), dtype=torch.float32, device=q.device)
-        strides = (s for x in (q, k, v, self.g, do, dq, dg) for s in x.stride()[:3])
-        args = q, k, v, self.g, do, states, dstates, dq, dk, dg, self.chunks, *strides, self.heads, self.group
-        _launch(gates_kernel, len(self.chunks) * self.heads, *args, **self.common)
+        for reverse, x, y, z, w, o in (False, do, v, k, q, dq), (True, v, do, q, k, dk):
+            strides = (s for tensor in (x, y, z, w, self.g, o, dg) for s in tensor.stride()[:3])
+            args = x, y, z, w, self.g, states, dstates, o, dg, self.chunks, *strides, self.heads, self.group
+            _launch(gradients_kernel, len(self.chunks) * self.heads, *args, REVERSE=reverse, **self.common)
         if self.group > 1:
             dq, dk = (x.unflatten(2, (-1, self.group)).sum(3).to(q.dtype) for x in (dq, dk))
         return dq, dk, dg.sum(-1, keepdim=True) if self.decay == "scalar" else dg
 
 
 def variants():
-    """Every kernel and structure at its largest tiles, for the ahead-of-time compile report; smaller K and V shrink the tiles."""
-    forms = (boundaries_kernel, False), (boundaries_kernel, True), (outputs_kernel, False), (outputs_kernel, True), (gates_kernel, None)
-    formats = ("bf16", 2, False), ("fp16", 2, False), ("fp32", 4, False), ("fp32", 4, True)
-    for (kernel, reverse), decay, (element, itemsize, hip) in product(forms, ("none", "scalar", "vector"), formats):
+    """Every kernel and structure at its largest tiles, for the ahead-of-time compile report; float16 takes what bfloat16 takes."""
+    kernels = boundaries_kernel, outputs_kernel, gradients_kernel
+    formats = ("bf16", 2, False), ("fp32", 4, False), ("fp32", 4, True)
+    for kernel, reverse, decay, (element, itemsize, hip) in product(kernels, (False, True), ("none", "scalar", "vector"), formats):
         BK, BV, warps = blocks(kernel, 128, 128, itemsize)
         constants = {"REVERSE": reverse, "K": 128, "V": 128, "DECAY": decay, "CHUNK": 64, "SUB": SUB}
         constants |= {"BK": BK, "BV": BV, "PRECISION": precision(itemsize, hip)}
-        tensors = dict.fromkeys(("x", "y", "z", "o", "q", "k", "v", "do", "dq", "dk"), f"*{element}")
+        tensors = dict.fromkeys(("x", "y", "z", "w", "o"), f"*{element}")
         tensors |= dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32") | dict.fromkeys(("sequences", "chunks"), "*i64")
-        names, strides = kernel.arg_names, tuple(f"{name}_{axis}" for name in "xyzqkvgode" for axis in "bth")
+        names, strides = kernel.arg_names, tuple(f"{name}_{axis}" for name in "xyzwgoe" for axis in "bth")
         yield Variant(
             name=f"{kernel.__name__.removesuffix('_kernel')}{'_reverse' if reverse else ''}-{decay}-{element}{'-hip' if hip else ''}",
             kernel=kernel,
