@@ -23,15 +23,15 @@ def test_ids_are_distinct():
     assert len(ids) == len(set(ids))
 
 
-def planted(new: str, test: str = "test_first_token_is_kept_with_probability_one_minus_total_variation") -> Bug:
-    old = "return len(draft), rng.categorical(p[len(draft)])"
+def planted(new: str, test: str = "test_joint_law_is_the_targets") -> Bug:
+    old = "return position, rng.categorical(residual(p[position], q[position]))"
     return Bug("planted", "planted", "speculative.chain", "spec/speculative/chain.py", old, new, test, "planted")
 
 
 def test_runner_tells_a_bug_from_a_comment_and_from_a_broken_copy():
-    harmless = planted("return len(draft), rng.categorical(p[len(draft)])  # a comment")
-    harmful = planted("return 0, rng.categorical(p[len(draft)])")
-    broken = planted("return len(draft), undefined_name")
+    harmless = planted("return position, rng.categorical(residual(p[position], q[position]))  # a comment")
+    harmful = planted("return position, rng.categorical(p[position])")
+    broken = planted("return position, undefined_name")
     verdicts = [verdict["killed"] for verdict in museum.judge([harmless, harmful, broken])]
     assert verdicts == [False, True, False]
 
