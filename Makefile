@@ -8,7 +8,7 @@ CODE := spec fast conformance benchmarks examples tools src/twofold setup.py
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs serve browser wheel budgets museum bench evidence readme gpu clean
+.PHONY: help demo test lint types docs serve site browser wheel budgets museum bench evidence readme gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -34,6 +34,10 @@ docs: $(READY) ## build the site into site/, and fail on anything broken
 
 serve: $(READY) ## the site at http://127.0.0.1:8000, rebuilt as files change
 	$(BIN)/mkdocs serve
+
+site: docs ## run the examples of the pages, and see the build notice what authors get wrong
+	$(BIN)/python tools/snippets.py
+	$(BIN)/python -m pytest -q -p no:cacheprovider tools/test_site.py
 
 browser: docs ## open every page of the site in a headless browser
 	$(BIN)/python tools/browser_test.py

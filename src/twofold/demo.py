@@ -79,7 +79,7 @@ def main(output: Path = Path("twofold-demo"), quick: bool = False, check: bool =
         from twofold.cli import check as checking
 
         print_("Now the conformance suite, few examples each:")
-        result = checking.run(profile="quick")
+        result = checking.run(["*"], profile="quick")  # all chapters, without the tests of the suite itself
         checking.show(result)
         sound = sound and bool(result["passed"]) and not result["failed"]
     return 0 if sound else 1
