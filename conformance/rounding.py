@@ -24,11 +24,11 @@ import numpy as np
 __all__ = ["TINY", "UNIT", "Precision", "Rounded", "bounded", "perturbed"]
 
 UNIT = {  # unit roundoff: half the distance from 1 to the next number
-    "float64": 2.0**-53, "float32": 2.0**-24, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8,
+    "float64": 2.0**-53, "float32": 2.0**-24, "tf32x3": 2.0**-22, "tf32": 2.0**-11, "float16": 2.0**-11, "bfloat16": 2.0**-8,
     "float8_e4m3fn": 2.0**-4, "float8_e5m2": 2.0**-3,
 }  # fmt: skip
 TINY = {  # absolute error near zero: half a subnormal step, or for float32 and bfloat16, which GPUs may flush, the smallest normal number
-    "float64": 2.0**-1075, "float32": 2.0**-126, "tf32": 2.0**-126, "float16": 2.0**-25, "bfloat16": 2.0**-126,
+    "float64": 2.0**-1075, "float32": 2.0**-126, "tf32x3": 2.0**-126, "tf32": 2.0**-126, "float16": 2.0**-25, "bfloat16": 2.0**-126,
     "float8_e4m3fn": 2.0**-10, "float8_e5m2": 2.0**-17,
 }  # fmt: skip
 ULPS = 4.0  # error of exp, log, tanh, … in units of roundoff (2 units in the last place)

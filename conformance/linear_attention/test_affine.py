@@ -200,7 +200,8 @@ def test_chunks_agree_with_the_definition(fast, regime, seed, decay, low_rank):
     decays = None if decay == "none" else tensor(g)
     o, state = fast.chunked(tensor(q), tensor(k), tensor(v), decays, *extra, inputs.tensor(S0[None, None], "float32"))
     extra = (a, -a / 2) if low_rank else (0 * a, 0 * a)
-    expected = bounded(affine.chunked, q, k, v, np.broadcast_to(g, (T, K)).copy(), *extra, S0, precision=Precision("float32"))
+    precision = Precision("float32", operand="tf32x3")
+    expected = bounded(affine.chunked, q, k, v, np.broadcast_to(g, (T, K)).copy(), *extra, S0, precision=precision)
     agree(o[0, :, 0], expected[0], "output")
     agree(state[0, 0], expected[1], "final state")
 

@@ -11,7 +11,7 @@ from twofold.conformance.compare import agree, exactly
 from twofold.conformance.linear_attention import battery
 from twofold.conformance.linear_attention.battery import few
 from twofold.conformance.rounding import Precision, bounded
-from twofold.spec.linear_attention import gla
+from twofold.spec.linear_attention import affine, gla
 
 GATES = {  # log-decays: forgetting slowly, at once, and both side by side in time and over channels
     "mild": lambda rng, shape: -np.abs(rng.standard_normal(shape)) / 8,
@@ -22,6 +22,11 @@ GATES = {  # log-decays: forgetting slowly, at once, and both side by side in ti
 gates = st.sampled_from(sorted(GATES))
 lengths, sizes = st.sampled_from([1, 17, 35]), st.sampled_from([(5, 3), (40, 16)])
 NAMES = ("q", "k", "v", "g")
+
+
+def contract(dtype):
+    """float32 products may be three tf32 products; 16-bit ones take operands that were computed in 16 bits."""
+    return Precision(dtype, operand="tf32x3" if dtype == "float32" else None)
 
 
 def tokens_of(regime, gates, seed, T, K, V, dtype):
@@ -46,7 +51,7 @@ def test_outputs_and_final_state_agree_with_the_definition(fast, regime, gates, 
     q, k, v, _, g, S0, _ = tokens_of(regime, gates, seed, T, *sizes, dtype)
     with torch.no_grad():
         o, state = fast.chunked(*tensors((q, k, v, g), S0, dtype, layout), chunk=32)
-    expected = bounded(gla.chunked, q, k, v, g, S0, 32, 16, precision=Precision(dtype), outputs=(dtype, "float32"))
+    expected = bounded(gla.chunked, q, k, v, g, S0, 32, 16, precision=contract(dtype), outputs=(dtype, "float32"))
     values = gla.recurrent(q, k, v, g, S0)
     for actual, bound, value, what in zip((o[0, :, 0], state[0, 0]), expected, values, ("output", "final state"), strict=True):
         bound.value = value
@@ -60,8 +65,37 @@ def test_gradients_agree_with_the_adjoint(fast, regime, gates, seed, T, sizes):
     given = [x.requires_grad_() for x in tensors((q, k, v, g), S0, "float32")]
     upstream = inputs.tensor(do[None, :, None], "float32"), inputs.tensor(dS[None, None], "float32")
     gradients = torch.autograd.grad(fast.chunked(*given, chunk=32), given, upstream)
-    expected = bounded(gla.backward, q, k, v, g, do, dS, S0, precision=Precision("float32"))
+    expected = bounded(gla.backward, q, k, v, g, do, dS, S0, precision=contract("float32"))
     for actual, bound, what in zip(gradients, expected, ("dq", "dk", "dv", "dg", "dS0"), strict=True):
+        agree(actual[0, 0] if what == "dS0" else actual[0, :, 0], bound, what)
+
+
+def adjoint_in_chunks(q, k, v, g, do, dS, S0, chunk):
+    """The spec's adjoint of one chunk after the other, last chunk first, each from the state at its start."""
+    pieces, states, rows = [slice(t, t + chunk) for t in range(0, len(q), chunk)], [S0], []
+    for piece in pieces:
+        states.append(gla.chunked(q[piece], k[piece], v[piece], g[piece], states[-1], chunk)[1])
+    for piece, state in zip(reversed(pieces), reversed(states[:-1]), strict=True):
+        *gradients, dS = gla.backward(q[piece], k[piece], v[piece], g[piece], do[piece], dS, state)
+        rows.append(gradients)
+    return *(np.concatenate(x) for x in zip(*reversed(rows), strict=True)), dS
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@few
+@given(inputs.regimes, gates, inputs.seeds, lengths, sizes)
+def test_gradients_agree_in_every_format(fast, dtype, regime, gates, seed, T, sizes):
+    """Chunks of one sub-chunk: there the adjoint of each chunk rounds what an implementation rounds, decayed rows and states."""
+    q, k, v, do, g, S0, dS = tokens_of(regime, gates, seed, T, *sizes, dtype)
+    given = [x.requires_grad_() for x in tensors((q, k, v, g), S0, dtype)]
+    upstream = inputs.tensor(do[None, :, None], dtype), inputs.tensor(dS[None, None], "float32")
+    gradients = torch.autograd.grad(fast.chunked(*given, chunk=16), given, upstream)
+    formats = dtype, dtype, dtype, "float32", "float32"
+    expected = bounded(adjoint_in_chunks, q, k, v, g, do, dS, S0, 16, precision=contract(dtype), outputs=formats)
+    values = affine.backward(q, k, v, g, 0 * k, 0 * k, do, dS, S0)  # token by token: no small dg is the difference of large sums
+    values = *values[:4], values[6]
+    for actual, bound, value, what in zip(gradients, expected, values, ("dq", "dk", "dv", "dg", "dS0"), strict=True):
+        bound.value = value
         agree(actual[0, 0] if what == "dS0" else actual[0, :, 0], bound, what)
 
 
