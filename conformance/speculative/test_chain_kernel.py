@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twofold.conformance.compare import exactly
@@ -62,6 +62,10 @@ def both(fast, form, rng, p, q, draft, lengths, accept, token, lenience, dtype="
 
 
 @given(forms, st.integers(0, 4), st.sampled_from([1, 2, 3, 17, 2047, 2048, 2049, 4097]), seeds, layouts, st.sampled_from([2, 8]))
+@example("verify", 4, 17, 1, "contiguous", 8)  # drafts refused in one block and in the last of three
+@example("verify", 4, 17, 2, "contiguous", 8)
+@example("verify", 4, 4097, 3, "contiguous", 8)
+@example("verify_lenient", 4, 4097, 4, "contiguous", 8)
 def test_tokens_are_the_specs_where_arithmetic_is_exact(fast, form, gamma, V, seed, layout, bits):
     """With two bits, every other uniform meets an edge exactly."""
     rng = np.random.default_rng(seed)
