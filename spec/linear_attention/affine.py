@@ -1,8 +1,7 @@
 r"""The affine recurrence: one memory update behind linear attention, gated linear attention, delta rules and linear state spaces.
 
-Paper: the recurrent view of Katharopoulos et al., "Transformers are RNNs", 2020, arXiv:2006.16236, with the diagonal-plus-rank-one
-transition of Peng et al., "RWKV-7", 2025, arXiv:2503.14456, and Yang et al., "Parallelizing Linear Transformers with the Delta
-Rule", 2024, arXiv:2406.06484 (chunks, Sec. 3). Scans: Blelloch, "Prefix Sums and Their Applications", 1990.
+Paper: Katharopoulos et al., "Transformers are RNNs", 2020, arXiv:2006.16236; Peng et al., "RWKV-7", 2025, arXiv:2503.14456;
+chunks of Yang et al., "… with the Delta Rule", 2024, arXiv:2406.06484, Sec. 3; Blelloch, "Prefix Sums and Their Applications", 1990.
 
 A state is a linear map from keys to values. Each token transforms it and writes one pair into it:
 
@@ -17,8 +16,7 @@ $$S_t = \bigl(\mathrm{Diag}(e^{g_t}) + b_t \otimes a_t\bigr)\, S_{t-1} + k_t \ot
 | `u` | $u$ | `(K,)` | bonus of the current token where the read comes before the write |
 | `S0`, `state` | $S$ | `(K, V)` | memory, key axis first, zeros at the start |
 
-Deviations: none of these papers states all cases at once; the choice of letters is this package's.
-Every exponent below is a sum of log-decays over the tokens between two others, so it is at most 0 and nothing overflows.
+Deviations: the choice of letters is this package's. Every exponent is a sum of log-decays over the tokens between two others: at most 0.
 """
 
 import numpy as np
@@ -51,39 +49,31 @@ def recurrent(q, k, v, g, a, b, S0=None):
 
 def recurrent_pre(q, k, v, g, a, b, u, S0=None):
     """The read before the write, as in RWKV: $o_t = q_t^\\top S_{t-1} + (q_t \\cdot u k_t) v_t$; the states are those of `recurrent`."""
-    state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
-    outputs = []
-    for t in range(len(q)):
-        outputs.append(q[t] @ state + (q[t] @ (u * k[t])) * v[t])
-        _, state = step(state, q[t], k[t], v[t], g[t], a[t], b[t])
-    return (np.stack(outputs) if outputs else v), state
+    outputs, state = recurrent(np.concatenate([q[1:], q[:1]]), k, v, g, a, b, S0)  # each query, asked one token earlier
+    return np.concatenate([q[:1] @ (0 * state if S0 is None else S0), outputs[:-1]]) + np.sum(q * u * k, axis=1)[:, None] * v, state
 
 
 def chunked(q, k, v, g, a, b, S0=None, chunk=16):
     """The same, one unit-triangular solve per chunk: equal to `recurrent` for every chunk size."""
     state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
-    outputs = [v[:0]]
-    for start in range(0, len(q), chunk):
-        output, state = _one_chunk(*(x[start : start + chunk] for x in (q, k, v, g, a, b)), state)
-        outputs.append(output)
+    outputs, pieces = [v[:0]], [[x[t : t + chunk] for x in (q, k, v, g, a, b)] for t in range(0, len(q), chunk)]
+    for q, k, v, g, a, b in pieces:
+        through = decays(g)                                                   # from j through i                  (C, C, K)
+        before = np.concatenate([np.zeros_like(through[:1]), through[:-1]])   # from j to just before i           (C, C, K)
+        since = np.exp(np.cumsum(g, axis=0))                                  # from the start through i          (C, K)
+        until = np.concatenate([np.ones_like(since[:1]), since[:-1]])         # from the start to just before i   (C, K)
+        read = paired(a, k, before) @ v + (a * until) @ state                 # what a meets of earlier writes    (C, V)
+        lower, reread = paired(a, b, before), v[:0]                           # … and of what b wrote of it       (C, V)
+        for i in range(len(v)):  # (I - lower) reread = read, top row first: no row depends on a later one
+            reread = np.concatenate([reread, (read[i] + lower[i, :i] @ reread)[None]])
+        outputs.append(paired(q, k, through) @ v + paired(q, b, through) @ reread + (q * since) @ state)
+        state = since[-1][:, None] * state + (k * through[-1]).T @ v + (b * through[-1]).T @ reread
     return np.concatenate(outputs), state
-
-
-def _one_chunk(q, k, v, g, a, b, state):
-    through = decays(g)                                                   # from j through i                      (C, C, K)
-    before = np.concatenate([np.zeros_like(through[:1]), through[:-1]])   # from j to just before i               (C, C, K)
-    since = np.exp(np.cumsum(g, axis=0))                                  # from the start through i              (C, K)
-    until = np.concatenate([np.ones_like(since[:1]), since[:-1]])         # from the start to just before i       (C, K)
-    read = paired(a, k, before) @ v + (a * until) @ state                 # what a meets of earlier writes        (C, V)
-    reread = forward_substitution(paired(a, b, before), read)             # … and of what b wrote of it           (C, V)
-    output = paired(q, k, through) @ v + paired(q, b, through) @ reread + (q * since) @ state
-    return output, since[-1][:, None] * state + (k * through[-1]).T @ v + (b * through[-1]).T @ reread
 
 
 def decays(g):
     """`e^{g_{j+1} + … + g_i}` where j <= i, else 0: `(C, C, K)`. Only the terms between are summed; nothing is subtracted."""
-    later = np.tri(len(g), k=-1, dtype=bool)[:, :, None]
-    between = np.cumsum(np.where(later, g[:, None, :], 0.0), axis=0)
+    between = np.cumsum(np.where(np.tri(len(g), k=-1, dtype=bool)[:, :, None], g[:, None, :], 0.0), axis=0)
     return np.exp(np.where(np.tri(len(g), dtype=bool)[:, :, None], between, -np.inf))
 
 
@@ -92,21 +82,9 @@ def paired(x, y, decay):
     return np.sum(x[:, None, :] * y[None, :, :] * decay, axis=2)
 
 
-def forward_substitution(lower, right):
-    """Solve (I - lower) X = right for strictly lower `lower`, top row first: no row depends on a later one."""
-    solved = right[:0]
-    for i in range(len(right)):
-        solved = np.concatenate([solved, (right[i] + lower[i, :i] @ solved)[None]])
-    return solved
-
-
 def summary(k, v, g, a, b):
-    """A run of tokens as one affine map: `(M, B)` with final state = M @ S0 + B, of shapes `(K, K)` and `(K, V)`."""
-    M, B = np.eye(k.shape[1]), np.zeros((k.shape[1], v.shape[1]))
-    for t in range(len(k)):
-        transition = np.exp(g[t]) * np.eye(k.shape[1]) + np.outer(b[t], a[t])
-        M, B = transition @ M, transition @ B + np.outer(k[t], v[t])
-    return M, B
+    """A run of tokens as one affine map: `(M, B)`, `(K, K)` and `(K, V)`, final state = M @ S0 + B: runs from I without writes, from 0."""
+    return recurrent(k, k, np.zeros_like(k), g, a, b, np.eye(k.shape[1]))[1], recurrent(k, k, v, g, a, b)[1]
 
 
 def scan(q, k, v, g, a, b, S0=None):
@@ -123,15 +101,8 @@ def scan(q, k, v, g, a, b, S0=None):
 
 
 def matrix(q, k, g, a, b):
-    """The `(T, T)` matrix W with outputs = W @ v from a zero state: each query read back through the transitions."""
-    rows = []
-    for i in range(len(q)):
-        row, reader = [0.0] * (len(q) - 1 - i), q[i]
-        for j in range(i, -1, -1):
-            row.append(reader @ k[j])
-            reader = np.exp(g[j]) * reader + (reader @ b[j]) * a[j]
-        rows.append(row[::-1])
-    return np.array(rows).reshape(len(q), len(q))
+    """The `(T, T)` matrix W with outputs = W @ v from a zero state: the outputs of the identity as values."""
+    return recurrent(q, k, np.eye(len(q)), g, a, b)[0]
 
 
 def backward(q, k, v, g, a, b, do, dS, S0=None):
@@ -143,8 +114,7 @@ def backward(q, k, v, g, a, b, do, dS, S0=None):
     for t in reversed(range(len(q))):
         dS = dS + np.outer(q[t], do[t])
         decay, old = np.exp(g[t]), states[t]
-        dg = decay * np.sum(dS * old, axis=1)
-        rows.append((states[t + 1] @ do[t], dS @ v[t], k[t] @ dS, dg, old @ (b[t] @ dS), dS @ (a[t] @ old)))
+        rows.append((states[t + 1] @ do[t], dS @ v[t], k[t] @ dS, decay * np.sum(dS * old, axis=1), old @ (b[t] @ dS), dS @ (a[t] @ old)))
         dS = decay[:, None] * dS + np.outer(a[t], b[t] @ dS)
     columns = zip(*reversed(rows)) if rows else (x[:0] for x in (q, k, v, k, a, b))
     return *(np.stack(x) if rows else x for x in columns), dS
