@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
@@ -45,11 +45,15 @@ def operation(request):
 
 @st.composite
 def runs(draw, low=1):
-    """Tokens and a state of exact arithmetic, a place between tokens, and the generator for more."""
     T, (K, V) = draw(LENGTHS.filter(lambda T: low <= T)), draw(SHAPES)
-    rng = np.random.default_rng(draw(inputs.seeds))
+    return a_run(T, K, V, draw(inputs.seeds))
+
+
+def a_run(T, K, V, seed, at=None):
+    """Tokens and a state of exact arithmetic, a place between tokens, and the generator for more."""
+    rng = np.random.default_rng(seed)
     tokens, S0 = battery.exact_tokens(rng, T, K, V), rng.integers(-2, 3, (K, V)).astype(float)
-    return tokens, S0, int(rng.integers(0, T)), rng
+    return tokens, S0, int(rng.integers(0, T)) if at is None else at, rng
 
 
 @few
@@ -95,6 +99,7 @@ def test_outputs_and_state_are_linear_in_values_and_state(operation, run):
 
 @few
 @given(runs())
+@example(a_run(35, 5, 3, seed=0, at=5))  # forgotten in one sub-chunk, read in another of its chunk
 def test_a_log_decay_of_minus_infinity_begins_anew(operation, run):
     tokens, S0, at, _ = run
     operation.forgets(tokens, S0, at)
