@@ -39,18 +39,20 @@ def recurrent(q, k, v, g, a, b, S0=None):
     >>> recurrent(q[:0], k[:0], v[:0], zero[:0], zero[:0], zero[:0], S0=np.ones((2, 1)))[1].tolist()    # no token, same state
     [[1.0], [1.0]]
     """
-    state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
-    outputs = []
+    outputs, state = [v[:0]], np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
     for t in range(len(q)):
         output, state = step(state, q[t], k[t], v[t], g[t], a[t], b[t])
-        outputs.append(output)
-    return (np.stack(outputs) if outputs else v), state
+        outputs.append(output[None])
+    return np.concatenate(outputs), state
 
 
 def recurrent_pre(q, k, v, g, a, b, u, S0=None):
     """The read before the write, as in RWKV: $o_t = q_t^\\top S_{t-1} + (q_t \\cdot u k_t) v_t$; the states are those of `recurrent`."""
-    outputs, state = recurrent(np.concatenate([q[1:], q[:1]]), k, v, g, a, b, S0)  # each query, asked one token earlier
-    return np.concatenate([q[:1] @ (0 * state if S0 is None else S0), outputs[:-1]]) + np.sum(q * u * k, axis=1)[:, None] * v, state
+    outputs, state = [v[:0]], np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
+    for t in range(len(q)):
+        outputs.append((q[t] @ state + (q[t] @ (u * k[t])) * v[t])[None])
+        _, state = step(state, q[t], k[t], v[t], g[t], a[t], b[t])
+    return np.concatenate(outputs), state
 
 
 def chunked(q, k, v, g, a, b, S0=None, chunk=16):
@@ -92,10 +94,8 @@ def scan(q, k, v, g, a, b, S0=None):
     state = np.zeros((k.shape[1], v.shape[1])) if S0 is None else S0
     M = np.exp(g)[:, :, None] * np.eye(k.shape[1]) + b[:, :, None] * a[:, None, :]  # one map per token           (T, K, K)
     B = k[:, :, None] * v[:, None, :]                                              #                             (T, K, V)
-    reach = 1
-    while reach < len(q):  # after a round, row t holds the composition of the last 2 * reach tokens up to t
+    for reach in 2 ** np.arange(max(len(q) - 1, 0).bit_length()):  # after a round, row t composes the last 2 * reach tokens up to t
         M, B = (np.concatenate([M[:reach], M[reach:] @ M[:-reach]]), np.concatenate([B[:reach], M[reach:] @ B[:-reach] + B[reach:]]))
-        reach = 2 * reach
     states = M @ state + B
     return np.sum(q[:, :, None] * states, axis=1), (states[-1] if len(q) else state)
 
