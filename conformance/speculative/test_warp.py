@@ -189,4 +189,4 @@ def test_wrong_arguments_are_named(fast, form, arguments, message):
 def test_it_compiles(fast):
     call = lambda logits: fast.pipeline(logits, T=0.7, k=3, mass=0.9, ratio=0.1)
     logits = torch.linspace(-1, 1, 12).view(3, 4)
-    assert torch.allclose(torch.compile(call, fullgraph=True, backend="aot_eager")(logits), call(logits))
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(logits), call(logits))
