@@ -16,7 +16,7 @@ $$S_t = \bigl(\mathrm{Diag}(e^{g_t}) + b_t \otimes a_t\bigr)\, S_{t-1} + k_t \ot
 | `u` | $u$ | `(K,)` | bonus of the current token where the read comes before the write |
 | `S0`, `state` | $S$ | `(K, V)` | memory, key axis first, zeros at the start |
 
-Deviations: the choice of letters is this package's. Every exponent is a sum of log-decays over the tokens between two others: at most 0.
+Deviations: the letters are this package's; section numbers are from memory. Every exponent sums log-decays between two tokens: at most 0.
 """
 
 import numpy as np
