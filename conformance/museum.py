@@ -1,7 +1,7 @@
 """The bug museum: known bugs, and lines deleted on purpose, put back into a copy of this package; the suite must notice each.
 
-An entry of `bugs/<family>.toml` replaces a piece of one source file of `spec/` or `fast/` and names the test of its chapter that
-states the law it breaks. To judge an entry the package is copied, the text replaced, and that test run on the copy in a process of
+An entry of `bugs/<family>/<algorithm>.toml` replaces a piece of one source file of `spec/` or `fast/` and names the test of its chapter
+that states the law it breaks. To judge an entry the package is copied, the text replaced, and that test run on the copy in a process of
 its own. It is killed if the test fails by an assertion, a memory fault or a clear error; a copy that cannot even be imported or
 called proves nothing and counts as alive.
 """
@@ -48,8 +48,8 @@ class Bug:
 
 def bugs(patterns: Iterable[str] = ()) -> list[Bug]:
     """The entries whose id, family or chapter matches one of the patterns (none: all)."""
-    files = sorted((PACKAGE / "conformance" / "bugs").glob("*.toml"))
-    found = [Bug(**entry) for file in files for entry in tomllib.loads(file.read_text())["bug"]]
+    files = sorted((PACKAGE / "conformance" / "bugs").glob("*/*.toml"))
+    found = [Bug(chapter=f"{file.parent.name}.{file.stem}", **entry) for file in files for entry in tomllib.loads(file.read_text())["bug"]]
     patterns = list(patterns)
     names = lambda bug: (bug.id, bug.chapter, bug.chapter.partition(".")[0])
     return [bug for bug in found if not patterns or any(fnmatch(name, p) for p in patterns for name in names(bug))]

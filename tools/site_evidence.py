@@ -81,8 +81,9 @@ def measured(name: str) -> str | None:
 
 def bugs() -> list[dict]:
     found = []
-    for path in sorted((ROOT / "conformance" / "bugs").glob("*.toml"), key=lambda path: by_reading(path.stem)):
-        found += tomllib.loads(path.read_text(encoding="utf-8")).get("bug", [])
+    for path in sorted((ROOT / "conformance" / "bugs").glob("*/*.toml"), key=lambda path: (by_reading(path.parent.name), path.stem)):
+        chapter = {"chapter": f"{path.parent.name}.{path.stem}"}
+        found += [chapter | bug for bug in tomllib.loads(path.read_text(encoding="utf-8"))["bug"]]
     return found
 
 
