@@ -140,9 +140,9 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
-def test_uniforms_are_philox_of_position_request_and_role(fast, counter, key, output):
+def test_uniforms_are_philox_of_position_request_role_and_ordinal(fast, counter, key, output):
     assert tuple(int(word) for word in philox.philox(key[0] | key[1] << 32, *(torch.tensor([c]) for c in counter))) == output
     position, low, high, role = counter
     request = np.array([(high << 32 | low)], dtype=np.uint64).astype(np.int64)
-    uniform = philox.uniform(key[0] | key[1] << 32, role, tensor(request), tensor(np.array([position - 2])), 3)
+    uniform = philox.uniform(key[0] | key[1] << 32, role - (2 << 8), tensor(request), tensor(np.array([position])), 3)  # ordinal 2
     assert uniform.shape == (1, 3) and uniform[0, 2].item() == (output[0] >> 8) / 2**24

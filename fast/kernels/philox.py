@@ -1,27 +1,61 @@
-"""Counter-based uniforms (Philox 4x32-10, Salmon et al., 2011): one number per seed, role, request and position, in whatever batch.
+"""Counter-based uniforms (Philox 4x32-10, Salmon et al., 2011): every draw of every request has a number of its own, in whatever batch.
 
-The contract. Key: the 64-bit seed. Counter, four 32-bit words: the position in the text, the request id's low and high half, the role.
-The first output word gives u = (word >> 8) * 2^-24, one of 2^24 equally spaced numbers in [0, 1). Two draws share a number only if all
-of seed, role, request and position are the same; the batch row has no part in it.
+The contract. Key: the 64-bit seed. Counter, four 32-bit words: the position in the text at which the round begins, the request id's low
+and high half, and the role in the low byte of the last word with the ordinal above it: the how-manieth draw of that role in that round.
+The first output word gives u = (word >> 8) * 2^-24, one of 2^24 equally spaced numbers in [0, 1). Two draws share a number only if all of
+seed, role, request, position and ordinal are the same; the batch row has no part in it.
+
+A round emits at least one token, so no two rounds of a request begin at one position, and no draw is ever used twice. (A counter of the
+drafted token's own position would not do: a coin of a refused round would come up again in the next, and where the refusal depended on
+it, as in block verification, the text would lose the target's law.)
 """
 
 import torch
 import triton
 import triton.language as tl
 
-from twofold.fast import backend
+from twofold.fast import backend, checks
 from twofold.fast.kernels.variant import Variant
 
-__all__ = ["ACCEPT", "DRAFT", "TOKEN", "uniform", "variants"]
+__all__ = ["ACCEPT", "DRAFT", "NOISE", "TOKEN", "tape", "uniform", "variants"]
 
-DRAFT, ACCEPT, TOKEN = 0, 1, 2  # drawing a draft token; keeping or refusing it; the token that ends a round
+DRAFT, ACCEPT, TOKEN, NOISE = 0, 1, 2, 3  # a draft token; keeping or refusing one; the target's own tokens; noise that both sides share
 
 BLOCK = 256
 
 
 def uniform(seed: int, role: int, request: torch.Tensor, position: torch.Tensor, count: int) -> torch.Tensor:
-    """Uniforms `(B, count)` in float32 for the positions `position[b]`, `position[b] + 1`, … of request `request[b]`; both int64 `(B,)`."""
+    """The first `count` uniforms `(B, count)`, float32, of a role in the rounds of `request` that begin at `position`; int64 `(B,)`."""
     return _uniform(seed - (1 << 64) if seed >= 1 << 63 else seed, role, request, position, count)
+
+
+def tape(like, seed, request, position, *, accept, token):
+    """The uniforms of a batch of rounds, `(B, n)` each: those given as `accept` and `token`, or those that the contract draws.
+
+    `accept` and `token` are pairs (tensor `(B, n)` in float32 or None, n); `like` is a tensor of B rows on the device that is wanted.
+    Request ids `(B,)` default to 0 … B - 1, and positions `(B,)` to 0.
+    """
+    B, device = len(like), like.device
+    checks.dtypes(torch.int64, torch.int32, request=request, position=position)
+    for name, (tensor, count) in (("accept", accept), ("token", token)):
+        if tensor is not None:
+            checks.shape(**{name: (tensor, f"{B} {count}")})
+            checks.dtypes(torch.float32, **{name: tensor})
+            if tensor.device != device:
+                raise ValueError(f"{name} must be on the device of the rows, {device}, not on {tensor.device}")
+    for name, tensor in (("request", request), ("position", position)):
+        if tensor is not None:
+            checks.shape(**{name: (tensor, f"{B}")})
+    given = [tensor for tensor, _ in (accept, token) if tensor is not None]
+    if given and (len(given) == 1 or seed is not None):
+        raise ValueError("accept and token go together, and exclude a seed")
+    if given:
+        return accept[0], token[0]
+    if seed is None:
+        raise ValueError("give either the uniforms accept and token, or a seed")
+    request = torch.arange(B, device=device) if request is None else request.to(device, torch.int64)
+    position = torch.zeros(B, dtype=torch.int64, device=device) if position is None else position.to(device, torch.int64)
+    return uniform(seed, ACCEPT, request, position, accept[1]), uniform(seed, TOKEN, request, position, token[1])
 
 
 @triton.jit(do_not_specialize=["seed", "role"])
@@ -30,9 +64,10 @@ def _uniform_kernel(request, position, out, total, count, seed, role, BLOCK: tl.
     inside = n < total
     row = n // count
     who = tl.load(request + row, mask=inside, other=0)
-    where = tl.load(position + row, mask=inside, other=0) + n % count
+    where = tl.load(position + row, mask=inside, other=0)
+    what = role + ((n % count) << 8)
     low, high = (who & 0xFFFFFFFF).to(tl.uint32), ((who >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    word, _, _, _ = tl.philox(seed, (where & 0xFFFFFFFF).to(tl.uint32), low, high, (role + tl.zeros_like(who)).to(tl.uint32))
+    word, _, _, _ = tl.philox(seed, (where & 0xFFFFFFFF).to(tl.uint32), low, high, what.to(tl.uint32))
     tl.store(out + n, (word >> 8).to(tl.float32) * 5.9604644775390625e-08, mask=inside)  # 2^-24
 
 
@@ -45,9 +80,9 @@ def _uniform(seed: int, role: int, request: torch.Tensor, position: torch.Tensor
         grid = (triton.cdiv(out.numel(), BLOCK),)
         _uniform_kernel[grid](request.contiguous(), position.contiguous(), out, out.numel(), count, seed, role, BLOCK, num_warps=4)
         return out
-    where = position[:, None] + torch.arange(count, device=request.device)  # (B, count)
-    who = request[:, None].expand_as(where)
-    word = philox(seed, where, who, who >> 32, torch.full_like(where, role))[0]
+    what = (role + (torch.arange(count, device=request.device) << 8)).expand(len(request), count)  # (B, count)
+    where, who = position[:, None].expand_as(what), request[:, None].expand_as(what)
+    word = philox(seed, where, who, who >> 32, what)[0]
     return (word >> 8).float() * 2.0**-24
 
 

@@ -53,25 +53,16 @@ def _verify(p, q, draft, lenience, lengths, accept, token, seed, request, positi
         raise ValueError(f"p must have shape (B, gamma + 1, V) with gamma + 1 = {gamma + 1} and V at least 1, not {tuple(p.shape)}")
     _innermost_contiguous(p=p)
     checks.dtypes(torch.float32, torch.bfloat16, torch.float16, p=p)
-    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths, request=request, position=position)
-    for name, tensor in (("lengths", lengths), ("token", token), ("request", request), ("position", position)):
+    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
+    for name, tensor in (("lengths", lengths), ("token", token)):
         if tensor is not None:
             checks.shape(draft=(draft, "B gamma"), **{name: (tensor, "B")})
-    for name, tensor in (("draft", draft), ("lengths", lengths), ("accept", accept), ("token", token)):
+    for name, tensor in (("draft", draft), ("lengths", lengths)):
         if tensor is not None and tensor.device != p.device:
             raise ValueError(f"{name} must be on the device of p, {p.device}, not on {tensor.device}")
-    if accept is None and token is None:
-        if seed is None:
-            raise ValueError("give either the uniforms accept and token, or a seed")
-        request = torch.arange(B, device=p.device) if request is None else request.to(p.device, torch.int64)
-        position = torch.zeros(B, dtype=torch.int64, device=p.device) if position is None else position.to(p.device, torch.int64)
-        accept = philox.uniform(seed, philox.ACCEPT, request, position, gamma)
-        token = philox.uniform(seed, philox.TOKEN, request, position, 1)[:, 0]
-    elif accept is None or token is None or seed is not None:
-        raise ValueError("accept and token go together, and exclude a seed")
-    checks.shape(draft=(draft, "B gamma"), accept=(accept, "B gamma"))
-    checks.dtypes(torch.float32, accept=accept, token=token)
-    return verify_chain(p, q, draft, lengths, accept, token, lenience)
+    token = None if token is None else token[:, None]
+    accept, token = philox.tape(p, seed, request, position, accept=(accept, gamma), token=(token, 1))
+    return verify_chain(p, q, draft, lengths, accept, token[:, 0], lenience)
 
 
 def _innermost_contiguous(**tensors):

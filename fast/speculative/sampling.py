@@ -26,10 +26,10 @@ def step(target, drafter, context, gamma, *, lengths=None, drafted=None, seed=No
     tokens = torch.cat([context.long(), torch.zeros(B, gamma, dtype=torch.int64, device=context.device)], 1)
     here, none = torch.arange(B, device=context.device), torch.zeros(B, 0, device=context.device)
     draft, q = torch.zeros(B, 0, dtype=torch.int64, device=context.device), []
+    uniform = philox.uniform(seed, philox.DRAFT, request, lengths, gamma)  # (B, gamma)
     for i in range(gamma):
         q.append(drafter(tokens, (lengths + i)[:, None]))  # (B, 1, V)
-        uniform = philox.uniform(seed, philox.DRAFT, request, lengths + i, 1)[:, 0]
-        drawn = chain.verify(q[i], q[i][:, :0], draft[:, :0], accept=none, token=uniform)[1]  # nothing to verify: a draw from the row
+        drawn = chain.verify(q[i], q[i][:, :0], draft[:, :0], accept=none, token=uniform[:, i])[1]  # nothing to verify: a draw from the row
         draft = torch.cat([draft, drawn[:, None]], 1)
         tokens[here, lengths + i] = drawn.clamp(min=0)
     p = target(tokens, lengths[:, None] + torch.arange(gamma + 1, device=context.device))  # one call   (B, gamma + 1, V)
