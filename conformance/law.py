@@ -18,7 +18,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 __all__ = [
-    "DRAFT", "Exact", "Model", "TARGET", "as_law", "autoregressive", "bias", "completed", "conditionals", "law", "models", "total_variation"
+    "DRAFT", "Exact", "Model", "TARGET", "as_law", "autoregressive", "completed", "conditionals", "law", "models", "total_variation"
 ]  # fmt: skip
 
 Text = tuple[int, ...]
@@ -134,45 +134,3 @@ def _markov(*rows: Sequence[int]) -> Callable[[Sequence[int]], np.ndarray]:
 # and one after each last token.
 TARGET = _markov((3, 1, 2), (2, 1, 3), (1, 3, 2), (1, 2, 3))
 DRAFT = _markov((1, 1, 4), (3, 2, 1), (4, 1, 1), (4, 1, 1))
-GAMMA = 2
-
-
-def bias(chapter: str) -> Fraction:
-    """How far the chapter's sampler is from the law it claims on the reference pair: the total variation of three tokens, two drafted.
-
-    `speculative.chain`, `speculative.sampling`: one `sampling.step`, which drafts and calls `chain.verify`, then completed by the target.
-    `speculative.warp`: the target is itself warped and `warp.along` supplies its rows; of two settings (top-2; tokens already emitted lose
-    half their mass) the first that shows a bias counts.
-    """
-    from twofold.spec.speculative import chain, sampling, warp
-
-    if chapter in ("speculative.chain", "speculative.sampling"):
-        outputs = law(lambda rng: tuple(sampling.step(TARGET, DRAFT, (), GAMMA, rng)))
-        return total_variation(completed(outputs, TARGET, GAMMA + 1), autoregressive(TARGET, GAMMA + 1))
-    if chapter != "speculative.warp":
-        raise LookupError(f"no bias is defined for {chapter}")
-
-    def logits(context):
-        return np.log(np.array(TARGET(context), dtype=float))
-
-    def rational(row):
-        return np.array([Fraction(x).limit_denominator(1000) for x in row], dtype=object)  # these rows have denominators below 100
-
-    for settings in ({"k": 2}, {"presence": np.log(2)}):
-
-        def warped(context, settings=settings):
-            return rational(warp.pipeline(logits(context), np.bincount(np.array(context, dtype=int), minlength=3), **settings))
-
-        def round_of_speculation(rng, settings=settings):
-            draft: list[int] = []
-            for _ in range(GAMMA):
-                draft.append(rng.categorical(DRAFT(draft)))
-            raw = np.stack([logits(draft[:i]) for i in range(GAMMA + 1)])
-            p = [rational(row) for row in warp.along(raw, draft, **settings)]
-            kept, token = chain.verify(p, [DRAFT(draft[:i]) for i in range(GAMMA)], draft, rng)
-            return (*draft[:kept], token)
-
-        found = total_variation(completed(law(round_of_speculation), warped, GAMMA + 1), autoregressive(warped, GAMMA + 1))
-        if found:
-            return found
-    return Fraction(0)

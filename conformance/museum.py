@@ -129,7 +129,7 @@ def _run(bug: Bug, folder: str, every_test: bool, send) -> None:
     pytest.main([*files, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *([] if every_test else ["-x"])], plugins=[Watch()])
     bias = ""
     if bug.bias:
-        bias = str(importlib.import_module("twofold.conformance.law").bias(bug.chapter))
+        bias = str(importlib.import_module("twofold.conformance.prove").bias(bug.chapter))
     send.send((failures, bias))
     send.close()
 

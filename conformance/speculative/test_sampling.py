@@ -12,11 +12,23 @@ from twofold.conformance.compare import exactly
 from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, seeds
 from twofold.conformance.law import DRAFT, TARGET, Model, autoregressive, completed, conditionals, law, models
+from twofold.conformance.prove import Claim
 from twofold.fast import backend
 from twofold.fast.kernels import philox
 from twofold.fast.speculative import chain as fast_chain
 from twofold.spec.rng import Sampler, Tape
 from twofold.spec.speculative import sampling
+
+
+def one_round(target, drafter):
+    return lambda rng: tuple(sampling.step(target, drafter, (), 2, rng))
+
+
+def several_rounds(target, drafter):
+    return lambda rng: tuple(sampling.generate(target, drafter, [], 1, 3, rng)[0])
+
+
+CLAIMS = [Claim("step, 2 drafted", one_round, 3, reference=True), Claim("generate, 3 tokens, 1 drafted per round", several_rounds, 3)]
 
 
 @given(models(2, 4), models(2, 4), st.integers(0, 3))

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.inputs import array, dtypes, regimes, seeds, tensor, values
-from twofold.conformance.law import Model, autoregressive, bias, completed, law, models
+from twofold.conformance.law import Model, autoregressive, completed, law, models
+from twofold.conformance.prove import Claim, bias
 from twofold.conformance.rounding import Precision, bounded
+from twofold.conformance.speculative import rounds
 from twofold.conformance.speculative.test_chain import round_of
-from twofold.spec.speculative import warp
+from twofold.spec.speculative import chain, warp
 
 weights = st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(any)
 rows = weights.map(lambda w: np.array([Fraction(x, sum(w)) for x in w], dtype=object))
@@ -73,6 +75,35 @@ def test_speculation_keeps_the_warped_law_whatever_the_draft_went_through(target
     warped = lambda model: Model({context: warp.min_p(warp.top_p(warp.top_k(row, k), mass), ratio) for context, row in model.items()})
     for draft in (drafter, warped(drafter)):
         assert completed(law(round_of(warped(target), draft, 2)), warped(target), 3) == autoregressive(warped(target), 3)
+
+
+def logits(target, context):
+    with np.errstate(divide="ignore"):
+        return np.log(np.array(target(context), dtype=float))
+
+
+def rational(row):
+    return np.array([Fraction(x).limit_denominator(1000) for x in row], dtype=object)  # these laws have denominators below 100
+
+
+def claim(what, **settings):
+    """That a round whose target rows come from `along` has the law of the target warped by `pipeline`, counts and all."""
+
+    def warped(target):
+        seen = lambda context: np.bincount(np.array(context, dtype=int), minlength=3)
+        return lambda context: rational(warp.pipeline(logits(target, context), seen(context), **settings))
+
+    def program(target, drafter):
+        def verify(p, q, draft, rng):
+            raw = np.stack([logits(target, draft[:i]) for i in range(len(draft) + 1)])
+            return chain.verify([rational(row) for row in warp.along(raw, draft, **settings)], q, draft, rng)
+
+        return rounds.chain(target, drafter, 2, verify)
+
+    return Claim(what, program, length=3, claimed=warped, reference=True)
+
+
+CLAIMS = [claim("two drafted, top-2", k=2), claim("two drafted, a token emitted before has half its mass", presence=np.log(2))]
 
 
 def test_warped_rows_along_a_draft_lose_nothing():

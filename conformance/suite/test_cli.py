@@ -144,3 +144,35 @@ def test_check_counts_events_and_keeps_the_worst_ratio():
     assert result["failures"] == [{"chapter": "a.b", "test": "test_it", "message": "why"}]
     check._count(result, event("passed", float("inf")))
     assert result["chapters"]["a.b"]["worst"] == {"torch/float32": None}, "JSON has no infinity"
+
+
+# What is proved
+
+BIASED = """
+def verify(p, q, draft, rng):
+    return len(draft), rng.categorical(p[len(draft)])
+"""
+
+
+def test_prove_certifies_a_chapter_and_keeps_its_contract():
+    done = twofold("prove", "speculative.chain", "--examples", "5", "--json")
+    results = json.loads(done.stdout)
+    assert done.returncode == 0 and all(list(each) == ["claim", "certified", "examples", "bias", "counterexample"] for each in results)
+    assert {(each["certified"], each["examples"], each["bias"], each["counterexample"]) for each in results} == {(True, 5, "0", None)}
+
+
+def test_prove_refutes_anybodys_sampler_with_a_fraction_and_an_example(tmp_path):
+    (tmp_path / "keeps_everything.py").write_text(BIASED)
+    done = twofold("prove", "keeps_everything:verify", "--examples", "5", "--json", folder=tmp_path)
+    results = json.loads(done.stdout)
+    assert done.returncode == 1 and [each["bias"] for each in results] == ["17/36", "1/3", "11/18"]
+    smallest = results[0]["counterexample"]
+    assert smallest["emitted"] != smallest["claimed"] and "" in smallest["target"] and set(smallest["target"]) == set(smallest["drafter"])
+    told = twofold("prove", "keeps_everything:verify", "--examples", "5", folder=tmp_path).stdout
+    assert "REFUTED" in told and "17/36" in told and "the law of the text" in told
+
+
+def test_prove_says_what_it_cannot_prove():
+    done = twofold("prove", "speculative.cost")
+    assert done.returncode == 2 and "claims no law" in done.stderr
+    assert twofold("prove", "speculative.chian").returncode == 2

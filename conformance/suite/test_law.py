@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twofold.conformance import law as module
-from twofold.conformance.law import DRAFT, TARGET, as_law, autoregressive, bias, completed, conditionals, law, models, total_variation
+from twofold.conformance.law import DRAFT, TARGET, as_law, autoregressive, completed, conditionals, law, models, total_variation
 from twofold.spec.rng import Sampler
 from twofold.spec.speculative import sampling
 
@@ -55,21 +54,6 @@ def test_conditionals_recover_the_rows(target, other):
 
 def test_total_variation_of_the_reference_pair_at_the_start():
     assert total_variation(as_law(TARGET(())), as_law(DRAFT(()))) == Fraction(1, 3)
-
-
-@pytest.mark.parametrize("chapter", ["speculative.chain", "speculative.sampling", "speculative.warp"])
-def test_correct_chapters_have_no_bias(chapter):
-    assert bias(chapter) == 0
-
-
-def test_an_unknown_chapter_has_no_bias_defined():
-    with pytest.raises(LookupError):
-        bias("attention.flash")
-
-
-def test_the_engine_sees_a_biased_sampler(monkeypatch):
-    monkeypatch.setattr(sampling.chain.verify, "__code__", (lambda p, q, draft, rng: (len(draft), rng.categorical(p[len(draft)]))).__code__)
-    assert module.bias("speculative.sampling") == Fraction(17, 36)  # every draft token kept
 
 
 def test_sampled_frequencies_approach_the_exact_law():

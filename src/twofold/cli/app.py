@@ -93,6 +93,25 @@ def bugs(
 
 
 @app.command()
+def prove(
+    sampler: Annotated[str, typer.Argument(metavar="CHAPTER|MODULE:FUNCTION", help="a chapter, or anybody's verifier")],
+    examples: Annotated[int, typer.Option(min=1, help="random pairs of models per claim")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Enumerate the exact law of a sampler on random models, and certify that it is the one it claims, or refute it.
+
+    Ends with 0 if every claim held, with 1 if one was refuted, with 2 for a name that is no sampler.
+    """
+    from twofold import discovery
+    from twofold.cli import prove as proofs
+
+    with _usage_errors(discovery.Unknown, proofs.Unavailable):
+        results = proofs.run(sampler, examples)
+    _print(results) if as_json else proofs.show(sampler, results)
+    raise typer.Exit(0 if all(each["certified"] for each in results) else 1)
+
+
+@app.command()
 def bench(patterns: Patterns = None, as_json: Json = False) -> None:
     """Measure speed against peers and against what the hardware can do."""
     from twofold.cli import bench as benchmarks
