@@ -1,0 +1,88 @@
+"""Blockwise parallel decoding on a batch: how much of each guessed block stays, and the model's own token behind it.
+
+Rows may be probabilities or logits, in any floating-point dtype: they are only compared, so nothing is rounded and the tokens are the
+spec's always. A token's rank is counted and not sorted for, in one pass over its row. What the spec calls an error, a row with a NaN,
+cannot be raised without waiting for a GPU: nothing is kept in such a row, and its token is -1.
+"""
+
+import torch
+
+from twofold.fast import checks
+
+__all__ = ["propose", "verify_top_k", "verify_distance"]
+
+
+def propose(logits):
+    """Every head's likeliest token `(B, K)`, int64, of scores `(B, K, V)`; the first of equals."""
+    checks.shape(logits=(logits, "B K V"))
+    _floating(logits=logits)
+    if logits.shape[2] == 0:
+        raise ValueError(f"logits must have shape (B, K, V) with V at least 1, not {tuple(logits.shape)}")
+    return _likeliest(logits)
+
+
+def verify_top_k(p, draft, k, *, lengths=None):
+    """Guesses kept `(B,)` and the token behind them `(B,)`, in the dtype of `draft`: kept are guesses among the k likeliest of their row.
+
+    p `(B, gamma + 1, V)`, draft `(B, gamma)`; `lengths` `(B,)` shortens blocks (0 … gamma, clamped): entries past a request's length
+    influence nothing, and its last row is `p[b, lengths[b]]`. `k` is a number, or one per request `(B,)`.
+    """
+    _check(p, draft, lengths, "k", k, 1)
+    x, known = _known(p, draft)
+    ids = torch.arange(p.shape[2], device=p.device)
+    rows = p[:, :-1]  # (B, gamma, V)
+    here = rows.gather(2, x[:, :, None])  # (B, gamma, 1)
+    rank = (rows > here).sum(2) + ((rows == here) & (ids < x[:, :, None])).sum(2)  # (B, gamma)
+    return _longest(p, draft, lengths, known & (rank < _per_request(k)))
+
+
+def verify_distance(p, draft, eps, *, lengths=None):
+    """The same for tokens whose ids are an ordinal scale: a guess may lie up to `eps` (a number, or `(B,)`) from the likeliest token."""
+    _check(p, draft, lengths, "eps", eps, 0)
+    x, known = _known(p, draft)
+    return _longest(p, draft, lengths, known & ((x - _likeliest(p[:, :-1])).abs() <= _per_request(eps)))
+
+
+def _longest(p, draft, lengths, accepted):
+    """The accepted prefix's length, and the likeliest token of the row behind it."""
+    B, gamma = draft.shape
+    inside = torch.arange(gamma, device=p.device) < (gamma if lengths is None else lengths[:, None])
+    likeliest = _likeliest(p)  # (B, gamma + 1), -1 where a row has none
+    kept = (accepted & inside & (likeliest[:, :-1] >= 0)).long().cumprod(1).sum(1)  # (B,)
+    token = likeliest.gather(1, kept[:, None])[:, 0]
+    return kept.to(draft.dtype), token.to(draft.dtype)
+
+
+def _likeliest(rows):
+    """The first of the greatest values; -1 where there is a NaN, which `amax` hands on."""
+    greatest, token = rows.amax(-1), rows.argmax(-1)
+    return torch.where(greatest == greatest, token, -1)
+
+
+def _known(p, draft):
+    """The guesses as indices, and which of them are ids at all."""
+    x = draft.long()
+    known = (x >= 0) & (x < p.shape[2])
+    return torch.where(known, x, 0), known
+
+
+def _per_request(setting):
+    return setting[:, None] if isinstance(setting, torch.Tensor) else setting
+
+
+def _check(p, draft, lengths, name, setting, least):
+    sizes = checks.shape(p=(p, "B rows V"), draft=(draft, "B gamma"))
+    if sizes["rows"] != sizes["gamma"] + 1 or sizes["V"] == 0:
+        expected = f"(B, gamma + 1, V) with gamma + 1 = {sizes['gamma'] + 1} and V at least 1"
+        raise ValueError(f"p must have shape {expected}, not {tuple(p.shape)}")
+    _floating(p=p)
+    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
+    for each, tensor in (("lengths", lengths), (name, setting)):
+        if isinstance(tensor, torch.Tensor):
+            checks.shape(draft=(draft, "B gamma"), **{each: (tensor, "B")})
+    if not isinstance(setting, torch.Tensor) and not setting >= least:
+        raise ValueError(f"{name} must be at least {least}, not {setting}")
+
+
+def _floating(**tensors):
+    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, torch.float64, **tensors)
