@@ -21,7 +21,7 @@ import torch
 import triton
 import triton.language as tl
 
-from twofold.conformance import interpreter_memory, interpreter_numbers
+from twofold.conformance import interpreter_language, interpreter_memory, interpreter_numbers
 from twofold.conformance.interpreter_memory import MemoryFault, Settings, settings
 from twofold.conformance.interpreter_races import Race
 
@@ -38,6 +38,7 @@ def install(tf32: bool = False, poison: bool = True, bounds: bool = True, races:
     settings.__dict__.update(tf32=tf32, poison=poison, bounds=bounds, races=races, shuffle=shuffle)
     if not _installed:
         interpreter_numbers.install(settings)
+        interpreter_language.install()
         interpreter_memory.install()
         _installed = True
 
@@ -83,6 +84,8 @@ def _evidence() -> Iterator[tuple[str, bool]]:
         row = torch.ones(8)
         _copy[(1,)](row, masked := torch.empty(8), 8, 4, 8)
         yield "masked lanes without other= are not poisoned", bool(masked[4:].isnan().all()) and torch.equal(masked[:4], row[:4])
+        _sum_to[(1,)](row, total := torch.empty(1), 5)
+        yield "a range over a bound known only at run time does not run", bool(total == 5)
         yield "a read out of bounds passes", _raises(MemoryFault, row[:6], torch.empty(8), 8, 8, 8)
         yield "a write out of bounds passes", _raises(MemoryFault, row, torch.empty(9)[:6], 8, 8, 8)
         yield "a race passes", _raises(Race, row, torch.empty(8), 0, 8, 8, programs=2)
@@ -116,6 +119,14 @@ def _bfloat16_sample(x_ptr, y_ptr, out_ptr):
 def _copy(x_ptr, out_ptr, stride, valid, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
     tl.store(out_ptr + tl.program_id(0) * stride + i, tl.load(x_ptr + i, mask=i < valid))
+
+
+@triton.jit
+def _sum_to(x_ptr, out_ptr, count):
+    total = tl.load(x_ptr) * 0
+    for i in range(tl.load(x_ptr).to(tl.int32) * count):
+        total += tl.load(x_ptr + i)
+    tl.store(out_ptr, total)
 
 
 @triton.jit

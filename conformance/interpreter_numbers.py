@@ -9,7 +9,6 @@ Not modeled: contraction of `a * b + c` into one rounding, subnormals flushed by
 `exp`, `log` and `tanh`, the order of additions inside a matrix product, `tl.dot_scaled` (raises).
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,6 @@ def install(settings: Any) -> None:
     _arithmetic()
     _products(settings)
     _reductions()
-    _libdevice()
 
 
 
@@ -227,30 +225,3 @@ def _reductions() -> None:
     Reduce.sum = total
     Reduce.min_max = lambda self, tensor, val_reduce_op, idx_reduce_op=None: min_max(self, tensor, val_reduce_op, idx_reduce_op)
     Scan.cumsum, Scan.cumprod = running(np.add), running(np.multiply)
-
-
-
-def _libdevice() -> None:
-    """The interpreter has no libdevice. A kernel must call `libdevice.tanh(x)`; a name imported from the module keeps the stub."""
-    from triton.language.extra import libdevice
-
-    erf = np.vectorize(math.erf, otypes=[np.float64])
-    same_name = ("tanh", "sinh", "cosh", "exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rint", "trunc")
-    functions = {name: getattr(np, name) for name in same_name}
-    functions |= {"pow": np.power, "erf": erf, "rsqrt": lambda x: 1 / np.sqrt(x), "nearbyint": np.rint}
-    functions |= {"fast_expf": np.exp, "fast_logf": np.log, "fast_dividef": np.divide}
-    for name, function in functions.items():
-        if hasattr(libdevice, name):
-            setattr(libdevice, name, _device_function(name, function))
-
-
-def _device_function(name: str, function: Any) -> Any:
-    def call(*arguments: Any, _semantic: Any = None) -> Any:
-        tensors = [x if isinstance(x, tl.tensor) else triton_interpreter.interpreter_semantic.to_tensor(x) for x in arguments]
-        kind = tensors[0].dtype.scalar
-        if kind not in (tl.float32, tl.float64):
-            raise TypeError(f"libdevice.{name} takes fp32 or fp64, not {kind}")
-        result = np.asarray(function(*(x.handle.data for x in tensors)), tensors[0].handle.data.dtype)
-        return tl.tensor(TensorHandle(result, kind), tensors[0].type)
-
-    return call
