@@ -7,7 +7,7 @@ Summaries, edits and code repeat what stands in the prompt. So take the last $n$
 the tokens behind that occurrence. A long n-gram is better evidence than a short one, so try $n = n_{\max}, \dots, n_{\min}$ and stop at the
 first that occurs:
 
-$$j^* = \min\{\, j < L-n : c_{j:j+n} = c_{L-n:L} \,\}, \qquad \text{draft} = c_{j^*+n\,:\,j^*+n+\gamma}.$$
+$$j^* = \min\{\, j < L-n \mid c_{j:j+n} = c_{L-n:L} \,\}, \qquad \text{draft} = c_{j^*+n\,:\,j^*+n+\gamma}.$$
 
 No model runs and no law $q$ exists: the draft is certain, so `chain.verify_onehot` verifies it and the text keeps the target's law.
 
