@@ -34,7 +34,8 @@ def main() -> None:
         parts.append(f'<text x="{x}" y="{y + 4:g}" text-anchor="middle"{weight}{faint} style="fill: var({side})">{word}</text>')
         if node in chosen:
             value = f"{worth_of(node):.2f}".removeprefix("0")
-            parts.append(f'<text x="{x + 40}" y="{y + 4:g}" font-size="11" fill-opacity="0.75">{value}</text>')
+            right, below = (32, 4) if len(node) == 2 else (-10, 19)  # not across the lines to the children
+            parts.append(f'<text x="{x + right}" y="{y + below:g}" font-size="11" fill-opacity="0.75">{value}</text>')
     for x, label in zip(LEFT, ("next token", "one after", "two after"), strict=True):
         parts.append(f'<text x="{x}" y="252" text-anchor="middle" font-size="12" fill-opacity="0.75">{label}</text>')
     Path(__file__).with_suffix(".svg").write_text("\n".join(parts) + "\n</svg>\n")
