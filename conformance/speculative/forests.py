@@ -1,0 +1,117 @@
+"""Batches of drafted trees for the kernels that walk them, the spec's answer for each, and where rounding could have changed it.
+
+`answers` runs a spec's `verify_tree` request by request in exact arithmetic. `certain` retells the float32 arithmetic of
+`fast/kernels/walk_tree.py` with running error bounds: an operation adds half a unit in the last place of its result, a sum of n numbers
+of one sign n of them, and errors are carried on to first order, twice over for the orders above. A decision closer to its edge than
+that is not sure.
+"""
+
+import numpy as np
+
+from twofold.conformance.inputs import array, tensor
+from twofold.conformance.tape import UNIT, exact
+from twofold.spec.rng import Tape
+
+__all__ = ["answers", "by_fast", "certain", "drafted", "geometric", "parents_of", "pruned"]
+
+U = float(UNIT)
+
+
+def parents_of(rng, B, N):
+    """Random trees `(B, N)`: chains, bushes and what lies between."""
+    reach = rng.choice([1, 2, N], (B, 1))  # how far back a parent may lie
+    return np.array([[-1, *(rng.integers(max(0, n - reach[b, 0]), n) for n in range(1, N))] for b in range(B)]).reshape(B, N)
+
+
+def drafted(rng, q, parents, distinct=False):
+    """Tokens `(B, N)`: the children of each node drawn from its row of q; distinct ones without replacement, -1 where none is left."""
+    tokens = np.full(parents.shape, -1)
+    for b, n in np.ndindex(*parents.shape):
+        if n:
+            row = q[b, parents[b, n]]
+            if distinct:
+                row = np.where(np.isin(np.arange(len(row)), tokens[b, :n][parents[b, :n] == parents[b, n]]), 0, row)
+            if row.sum() > 0:
+                tokens[b, n] = rng.choice(len(row), p=row / row.sum())
+    return tokens
+
+
+def geometric(rng, *shape):
+    """Rows 1/2, 1/4, 1/8, … in a random order: without the greatest ones what is left is a power of two, so dividing rounds nothing."""
+    rows = np.zeros((int(np.prod(shape[:-1])), shape[-1]))
+    for row in rows:
+        places = rng.permutation(shape[-1])[:6]
+        row[places] = [*(2.0**-i for i in range(1, len(places))), 2.0 ** -(len(places) - 1)]
+    return rows.reshape(shape)
+
+
+def pruned(tokens, parents):
+    """The ids of the nodes that are in the tree: the root, and each that has a token and a parent in the tree."""
+    inside = [0]
+    for n in range(1, len(tokens)):
+        if tokens[n] >= 0 and parents[n] in inside:
+            inside.append(n)
+    return inside
+
+
+def answers(verify, p, q, tokens, parents, lengths, accept, token, tape=Tape):
+    """Path `(B, N - 1)` and token `(B,)` of the spec in exact arithmetic, and whether the tape is sure of them `(B,)`.
+
+    Only the tokens of positive probability take part, so a large vocabulary costs no more than a small one.
+    """
+    paths, drawn, sure = np.full((len(tokens), tokens.shape[1] - 1), -1), [], []
+    for b, length in enumerate(lengths):
+        names = pruned(tokens[b, :length], parents[b, :length])
+        laws = [rows[b, names] for rows in (p, q) if rows is not None]
+        ids = np.unique(np.concatenate([*(np.flatnonzero(rows.any(0)) for rows in laws), tokens[b, names[1:]]])).astype(int)
+        x = [-1, *np.searchsorted(ids, tokens[b, names[1:]])]
+        up = [-1, *(names.index(parents[b, n]) for n in names[1:])]
+        coins = tape(exact(accept[b]), exact(np.atleast_1d(token[b])))
+        path, last = verify(*(exact(rows[:, ids]) for rows in laws), x, up, coins)
+        paths[b, : len(path)] = [names[n] for n in path]
+        drawn.append(ids[last])
+        sure.append(getattr(coins, "sure", True))
+    return paths, np.array(drawn), np.array(sure)
+
+
+def by_fast(verify, p, q, tokens, parents, dtype="float32", layout="contiguous", **keywords):
+    """Path and token of the implementation under test, in NumPy; `keywords` may hold arrays."""
+    rows = [tensor(x, dtype, layout) for x in (p, q) if x is not None]
+    keywords = {
+        name: tensor(x, None if x.dtype.kind == "i" else "float32") if isinstance(x, np.ndarray) else x for name, x in keywords.items()
+    }
+    return tuple(array(x) for x in verify(*rows, tensor(tokens), tensor(parents), **keywords))
+
+
+def certain(p, q, tokens, parents, length, accept, token, without):
+    """Whether a float32 walk by recursive rejection must decide as exact arithmetic does, for one request."""
+    names, node, coins = pruned(tokens[:length], parents[:length]), 0, iter(accept)
+    while node is not None:
+        target, draft = p[node], q[node]
+        terms = np.count_nonzero(target) + np.count_nonzero(draft) + 4
+        S, W, Q, eS, eW, eQ = 0.0, 1.0, 1.0, 0.0, 0.0, 0.0  # and their errors
+        tried, children, node = [], [n for n in names[1:] if parents[n] == node], None
+        for child in children:
+            x, u = tokens[child], next(coins)
+            left = target[x] - S * draft[x]
+            below, above = u * draft[x] * W, max(left, 0) * Q
+            slack = u * draft[x] * eW + 2 * U * below  # of what is below
+            slack += (draft[x] * eS + 2 * U * (target[x] + S * draft[x])) * Q + max(left, 0) * eQ + U * above
+            if abs(below - above) <= 2 * slack:
+                return False
+            if below < above:
+                node = child
+                break
+            tried.append(x)
+            eS += eW / Q + W / Q * eQ / Q + 2 * U * (S + W / Q)
+            S += W / Q
+            W = np.maximum(target - S * draft, 0).sum()
+            eW = eS * draft.sum() + 2 * U * (target + S * draft).sum() + terms * U * W
+            if without:
+                Q = np.delete(draft, tried).sum()
+                eQ = terms * U * Q
+    sums = np.cumsum(np.maximum(target - S * draft, 0))
+    errors = np.cumsum(eS * draft + 2 * U * (target + S * draft)) if S else np.zeros(len(sums))
+    goal, edges = token * sums[-1], np.diff(sums, prepend=0) > 0
+    slack = errors + token * errors[-1] + 2 * terms * U * np.maximum(sums, goal)
+    return bool(np.all((abs(sums - goal) > 2 * slack)[edges][:-1]))  # nobody can pass the last edge
