@@ -19,7 +19,7 @@ __all__ = ["extend", "draft"]
 class Automaton:
     """States are numbers, 0 the empty string. The same text may be written again, and several texts may share one automaton."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lengths = [0]  # of the longest substring of each state
         self.links = [-1]  # to the longest suffix that ends in more places
         self.edges: list[dict[int, int]] = [{}]
@@ -63,7 +63,7 @@ class Automaton:
 class Text:
     """A text, its automaton, and where the substrings of each state end."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.tokens: list[int] = []
         self.automaton = Automaton()
         self.prefixes = [0]  # the state of each prefix of the text
