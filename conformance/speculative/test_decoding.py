@@ -145,7 +145,7 @@ def test_a_cache_changes_nothing(kind, target, drafter, way, prompt):
     propose, verify = WAYS[way](row(drafter))
 
     def program(rng):
-        score, keep = decoding.cached(kind(row(target)))
+        score, keep = decoding.cached(kind(row(target)), prompt)
         return tuple(decoding.generate(score, propose, verify, prompt, 3, rng, keep=keep)[0])
 
     assert law(program) == law(text_of(way, 3, row(target), row(drafter), prompt))

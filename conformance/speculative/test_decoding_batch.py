@@ -195,7 +195,8 @@ def test_a_request_alone_is_the_request_in_a_batch(fast, way, seed):
 def test_a_cache_changes_nothing(fast, way, seed, max_new):
     prompts, log = [[0, 1, 2], [2], [1, 1]], []
     cache = torch.full((3, 16), 77)
-    score, keep = fast.cached(reader("target", cache, log), cache=[cache])
+    tokens, lengths = batch(prompts)
+    score, keep = fast.cached(reader("target", cache, log), tokens, cache=[cache], lengths=lengths)
     cached = run(fast, way, max_new, seed, prompts, eos=1, score=score, keep=keep)
     plain = run(fast, way, max_new, seed, prompts, eos=1)
     exactly(array(cached[0]), array(plain[0]), "text")
@@ -282,3 +283,5 @@ def test_wrong_arguments_are_named(fast, arguments, message):
         fast.generate(**right | arguments)
     with pytest.raises(ValueError, match="gamma must be at least 0"):
         fast.draft_model(model("drafter"), -1)
+    with pytest.raises(ValueError, match="at least one token per request"):
+        fast.cached(reader("target", torch.zeros(1, 4)), torch.zeros(1, 0, dtype=torch.int64))

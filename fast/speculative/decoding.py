@@ -77,15 +77,18 @@ def uncached(target):
     return score
 
 
-def cached(read, *, cache=()):
-    """`score` and `keep` of a model with a cache, for one batch of texts of at least one token; room for the longest text and a tree."""
-    begun = False
+def cached(read, prompt, *, cache=(), lengths=None):
+    """`score` and `keep` of a model with a cache, which reads the prompts, at least one token each, but for their last tokens at once.
+
+    `prompt` `(B, T)` and `lengths` are those of `generate`. The cache needs rows for the longest text and a tree.
+    """
+    ends = torch.full((len(prompt),), prompt.shape[1], device=prompt.device) if lengths is None else lengths.long()
+    if len(prompt) and int(ends.min()) < 1:
+        raise ValueError("prompt must hold at least one token per request: the last one is the root of the first tree")
+    if (ends > 1).any():
+        _read_chain(read, cache, torch.zeros_like(ends), prompt.long(), ends - 1)
 
     def score(text, ends, tokens, parents, nodes):
-        nonlocal begun
-        if not begun and int(ends.max()) > 1:  # the prompt
-            _read_chain(read, cache, torch.zeros_like(ends), text, ends - 1)
-        begun = True
         return read(cache, (ends - 1).clamp(min=0), tokens, parents, nodes)
 
     def keep(ends, path):

@@ -64,13 +64,12 @@ def uncached(target):
     return lambda context, tokens, parents: [target(context + line) for line in _lines(tokens, parents)]
 
 
-def cached(read):
-    """`score` and `keep` of a model with a cache, for one text of at least one token."""
-    cache = entries = None  # of the text but its last token; of the last pass
+def cached(read, prompt):
+    """`score` and `keep` of a model with a cache, which reads the prompt, at least one token, but for its last token at once."""
+    cache = read(None, prompt[:-1], range(-1, len(prompt) - 2))[1] if len(prompt) > 1 else None
+    entries = None  # of the last pass
     def score(context, tokens, parents):
-        nonlocal cache, entries
-        if cache is None and len(context) > 1:  # the prompt
-            cache = read(None, context[:-1], range(-1, len(context) - 2))[1]
+        nonlocal entries
         rows, entries = read(cache, [context[-1], *tokens[1:]], parents)
         return rows
     def keep(path):
