@@ -42,19 +42,20 @@ class Weights(NamedTuple):
 
 
 def weights(seed: int, V: int, D: int, T: int, exact: bool = False) -> Weights:
-    """Normal weights that float32 holds, or small integers."""
+    """Normal weights that float32 holds, scaled so that a layer neither blows up values nor errors; or small integers."""
     rng = np.random.default_rng(seed)
     shapes = (T, D), (V, D), (D, 2 * D), (V, D)
-    draws = (rng.integers(-1, 2, shape).astype(float) if exact else rounded(rng.standard_normal(shape), "float32") for shape in shapes)
-    features, embed, fc, head = draws
+    draws = (rng.integers(-1, 2, shape).astype(float) if exact else rng.standard_normal(shape) for shape in shapes)
+    scales = (1, 1, 1, 1) if exact else (1, 1, 1 / np.sqrt(2 * D), 1 / np.sqrt(D))
+    features, embed, fc, head = (rounded(x * scale, "float32") for x, scale in zip(draws, scales))
     return Weights(features, rng.integers(0, V, T + 1), embed, fc, head)
 
 
 def attention(seed: int, D: int, places: int = 32) -> Layer:
     """Residual attention, one head, with a learned vector for each place."""
     rng = np.random.default_rng(seed)
-    wq, wk, wv = (rounded(rng.standard_normal((D, D)) / np.sqrt(D), "float32") for _ in range(3))
-    table = rounded(rng.standard_normal((places, D)), "float32")
+    wq, wk, wv = (rounded(rng.standard_normal((D, D)) / np.sqrt(4 * D), "float32") for _ in range(3))
+    table = rounded(rng.standard_normal((places, D)) / 2, "float32")
 
     def masked(z, mask, position):
         x = z + table[position]

@@ -126,22 +126,22 @@ def choose(q, uniform):
     return chain.verify(rows, rows[:, :0], nothing, accept=nothing.float(), token=uniform)[1]  # nothing to verify: a draw from the row
 
 
-def uniforms(like, gamma, token, seed, request, position):
+def uniforms(like, gamma, token, seed, request, position, name="token"):
     """The uniforms `(B, gamma)` that draft tokens are drawn with, or None where neither they nor a seed are given."""
     if gamma < 0:
         raise ValueError(f"gamma must be at least 0, not {gamma}")
     if token is not None and seed is not None:
-        raise ValueError("token excludes a seed: give the uniforms, or let them come from the seed")
+        raise ValueError(f"{name} excludes a seed: give the uniforms, or let them come from the seed")
     if token is not None:
-        checks.shape(token=(token, f"{len(like)} {gamma}"))
-        checks.dtypes(torch.float32, token=token)
+        checks.shape(**{name: (token, f"{len(like)} {gamma}")})
+        checks.dtypes(torch.float32, **{name: token})
         return token
     if seed is None:
         return None
     checks.dtypes(torch.int64, torch.int32, request=request, position=position)
-    for name, tensor in (("request", request), ("position", position)):
+    for what, tensor in (("request", request), ("position", position)):
         if tensor is not None:
-            checks.shape(**{name: (tensor, f"{len(like)}")})
+            checks.shape(**{what: (tensor, f"{len(like)}")})
     request = torch.arange(len(like), device=like.device) if request is None else request.long()
     position = torch.zeros_like(request) if position is None else position.long()
     return philox.uniform(seed, philox.DRAFT, request, position, gamma)
