@@ -8,10 +8,11 @@ from pathlib import Path
 
 from twofold import discovery
 
-__all__ = ["FAMILIES", "coverage", "kills", "measured", "museum", "titled"]
+__all__ = ["EXPERIMENTS", "FAMILIES", "coverage", "experiment", "kills", "measured", "museum", "titled"]
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "docs" / "evidence"
+EXPERIMENTS = ROOT / "benchmarks" / "results" / "experiments"
 FAMILIES = [  # the order of reading; a folder that is not named here follows by name
     "attention", "sparse_attention", "linear_attention", "state_space", "test_time_training", "mixture_of_experts", "linearization",
     "number_formats", "quantization", "speculative", "diffusion", "hybrid", "serving", "vision",
@@ -77,6 +78,19 @@ def measured(name: str) -> str | None:
         bar = f'<meter min="0" max="1" value="{min(ratio, 1):.4f}" title="{ratio:.3g} of the bound"></meter>'
         rows.append([backend, f"`{dtype}`", f"{ratio:.3g}", bar])
     return f"In the committed run: {counts}.\n\n" + table(["Backend", "dtype", "worst error ÷ bound", ""], rows, "measured")
+
+
+def experiment(name: str, picture: str) -> str | None:
+    """A committed experiment: its chart (`picture`, seen from the page) and its rows; None where none is committed."""
+    path = EXPERIMENTS / f"{name}.json"
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    columns = list(dict.fromkeys(key for row in report["rows"] for key in row))
+    rows = [["–" if row.get(key) is None else cell(str(row[key])) for key in columns] for row in report["rows"]]
+    told = "; ".join(", ".join(f"{key.replace('_', ' ')} {row[key]}" for key in columns if row.get(key) is not None) for row in report["rows"])
+    chart = f"![{cell(report['what'])}. {told}]({picture})\n\n" if path.with_suffix(".svg").is_file() else ""
+    return chart + table([key.replace("_", " ") for key in columns], rows, "measured")
 
 
 def bugs() -> list[dict]:

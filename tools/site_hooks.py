@@ -4,6 +4,7 @@ A mistake in a page is a warning that names the page, so that a build lists them
 """
 
 import logging
+import posixpath
 import re
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,8 @@ def navigation(docs: Path) -> list:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """A page for every source file that a caption can point at, and the repository's own page on adding a chapter."""
     files.append(File.generated(config, "contributing.md", abs_src_path=str(ROOT / "CONTRIBUTING.md")))
+    for path in sorted(site_evidence.EXPERIMENTS.glob("*.svg")):
+        files.append(File.generated(config, f"evidence/experiments/{path.name}", abs_src_path=str(path)))
     for folder in ("spec", "fast", "conformance", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if path.name != "__init__.py":
@@ -89,6 +92,9 @@ def replaced(kind: str, name: str, page: Page, config: MkDocsConfig) -> str:
         return site_evidence.coverage()
     if kind == "museum":
         return site_evidence.museum(problem)
+    if kind == "experiment":
+        picture = posixpath.relpath(f"evidence/experiments/{name}.svg", family)
+        return site_evidence.experiment(name, picture) or problem(f"no committed experiment is named {name!r}")
     if kind in ("evidence", "kills"):
         text = site_evidence.measured(name) if kind == "evidence" else site_evidence.kills()
         run = "twofold check --json" if kind == "evidence" else "twofold bugs --json"

@@ -16,6 +16,7 @@ FAULTS = {
     "unknown_file": ("::: fast attention/no_such_module.forward", "fast/attention/no_such_module.py does not exist"),
     "no_counterpart": ("::: pair attention/dense.share_of_nothing", "defines no 'share_of_nothing'"),
     "no_function": ("::: spec attention/dense", "must name a module and a function"),
+    "unknown_experiment": ("::: experiment no_such_run", "no committed experiment is named 'no_such_run'"),
     "unknown_directive": ("::: peculiar attention/dense.weights", "unknown directive '::: peculiar'"),
     "unknown_command": (r"A formula $\nosuch x$.", r"unknown command \nosuch"),
     "half_a_fraction": (r"A formula $\frac{1}$.", "<mfrac> has 1 parts, not 2"),
