@@ -88,8 +88,9 @@ def experiment(name: str, picture: str) -> str | None:
     report = json.loads(path.read_text(encoding="utf-8"))
     columns = list(dict.fromkeys(key for row in report["rows"] for key in row))
     rows = [["–" if row.get(key) is None else cell(str(row[key])) for key in columns] for row in report["rows"]]
-    told = "; ".join(", ".join(f"{key.replace('_', ' ')} {row[key]}" for key in columns if row.get(key) is not None) for row in report["rows"])
-    chart = f"![{cell(report['what'])}. {told}]({picture})\n\n" if path.with_suffix(".svg").is_file() else ""
+    said = lambda row: ", ".join(f"{key.replace('_', ' ')} {row[key]}" for key in columns if row.get(key) is not None)
+    text = f"{cell(report['what'])}. {'; '.join(map(said, report['rows']))}"
+    chart = f"![{text}]({picture})\n\n" if path.with_suffix(".svg").is_file() else ""
     return chart + table([key.replace("_", " ") for key in columns], rows, "measured")
 
 
