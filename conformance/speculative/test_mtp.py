@@ -1,4 +1,4 @@
-"""Multi-token prediction: drafting computes what training computes, each depth hears of one token more, labels end with the text."""
+"""Multi-token prediction: drafting computes what training computes, with a cache or without, and each depth hears of one token more."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twofold.conformance.compare import agree, exactly
-from twofold.conformance.inputs import array, regimes, seeds, tensor, values
+from twofold.conformance.inputs import array, seeds, tensor
 from twofold.conformance.law import models
 from twofold.conformance.rounding import Precision, bounded
 from twofold.conformance.speculative import rounds, tiny_models
@@ -139,61 +139,40 @@ def test_tokens_are_drawn_from_the_rows_that_come_back(fast, seed):
             assert not tape.sure or int(drafted[b, step]) == expected
 
 
-def test_no_place_to_draft_from_gives_minus_one(fast):
+@given(seeds, st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3), st.integers(1, 3))
+def test_with_a_cache_every_round_drafts_as_from_scratch(fast, seed, news, gamma):
+    """Requests of different lengths, from the first place on; the tokens of the text are not those that were drafted."""
+    ends = np.cumsum(news, axis=0)
+    ws, layer = [toy(seed + b, int(ends[-1].max()))[0] for b in range(2)], tiny_models.attention(seed, 4)
+    embed, m, head = (tensor(x, "float32") for x in ws[0][2:])
+    cache, done = (), np.zeros(2, dtype=int)
+    for new, end in zip(news, ends, strict=True):
+        h, token = np.full((2, 3, 4), np.nan), np.full((2, 3), 10**15)
+        for b in range(2):
+            h[b, : new[b]], token[b, : new[b]] = ws[b].features[done[b] : end[b]], ws[b].tokens[done[b] + 1 : end[b] + 1]
+        drafted, q, cache = fast.draft(
+            tensor(h, "float32"), tensor(token), gamma, embed, m, layer.cached, head, lengths=torch.tensor(new), cache=cache
+        )
+        for b in range(2):
+            run = drafted_laws(ws[b], layer, end[b] - 1, gamma, drafted[b])
+            agree(q[b], bounded(run, ws[b].features[: end[b]], *ws[0][2:], precision=FLOAT32), "laws, with a cache")
+        done = end
+    assert cache.places.tolist() == ends[-1].tolist()
+    with pytest.raises(ValueError, match="gamma must stay"):
+        fast.draft(tensor(h, "float32"), tensor(token), gamma + 1, embed, m, layer.cached, head, cache=cache)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_place_to_draft_from_gives_minus_one(fast, cached):
     w, layer = toy(0, 2)
     h, tokens, embed, m, head = w.tensors(B=2)
     h[1] = torch.nan
+    face, options = (layer.cached, {"cache": ()}) if cached else (layer.fast, {})
     for uniform in (None, torch.full((2, 2), 0.5)):
-        drafted, q = fast.draft(h, tokens[:, 1:], 2, embed, m, layer.fast, head, lengths=torch.tensor([2, 0]), uniform=uniform)
+        drafted, q, *_ = fast.draft(h, tokens[:, 1:], 2, embed, m, face, head, lengths=torch.tensor([2, 0]), uniform=uniform, **options)
+        nothing = fast.draft(h[:, :0], tokens[:, :0], 2, embed, m, face, head, uniform=uniform, **options)
+        assert (nothing[0] == -1).all() and nothing[1].isnan().all()
         assert (drafted[0] >= 0).all() and drafted[1].tolist() == [-1, -1] and q[1].isnan().all() and not q[0].isnan().any()
-
-
-# The loss
-
-
-def labeled(seed, K, T, V=4):
-    probs = eagle.softmax(values("normal", [(K, T, V)], seed)[0])
-    return np.float32(probs).astype(float), np.random.default_rng(seed).integers(0, V, T + 1)
-
-
-@given(seeds, st.integers(1, 4), st.integers(1, 5), st.sampled_from([0.1, 0.3, 1.0]))
-def test_the_loss_agrees_and_the_last_places_have_no_label(fast, seed, K, T, weight):
-    """The last k places of depth k hold NaN, and nobody notices. The gradient is -1 / p at the labels, over their number."""
-    probs, tokens = labeled(seed, K, T)
-    for k in range(1, K + 1):
-        probs[k - 1, max(T - k, 0) :] = np.nan
-    x = tensor(probs[None], "float32").requires_grad_()
-    loss = fast.loss(x, tensor(tokens[None]), weight)
-    if T == 1:
-        assert mtp.loss(probs, tokens, weight) == 0 == loss.item()
-        return
-    agree(loss[None], bounded(lambda probs: mtp.loss(probs, tokens, weight)[None], probs, precision=FLOAT32), "loss")
-
-    def gradient(probs):
-        labels = np.zeros((K, T, 4))
-        for k in range(1, min(K, T - 1) + 1):
-            labels[k - 1, np.arange(T - k), tokens[k + 1 :]] = 1 / (T - k)
-        return np.where(labels > 0, -weight / K * labels / probs, 0.0)
-
-    (slope,) = torch.autograd.grad(loss, x)
-    agree(slope[0], bounded(gradient, np.where(np.isnan(probs), 1.0, probs), precision=FLOAT32), "gradient")
-
-
-def test_tokens_marked_as_unlabeled_do_not_count(fast):
-    probs, tokens = labeled(3, 2, 4)
-    padded = torch.cat([tensor(tokens), torch.full((2,), -100)])
-    rows = torch.cat([tensor(probs, "float32"), torch.full((2, 2, 4), torch.nan)], 1)
-    exactly(fast.loss(rows[None], padded[None], 0.3), fast.loss(rows[None, :, :4], padded[None, :5], 0.3), "loss")
-
-
-@given(regimes, seeds, st.sampled_from([1, 7]))
-def test_one_module_agrees(fast, regime, seed, D):
-    h, embed, m = values(regime, [(3, D), (5, D), (D, 2 * D)], seed, "float32")
-    tokens = np.random.default_rng(seed).integers(0, 5, 3)
-    states, *weights = (tensor(x, "float32") for x in (h[None], embed, m))
-    actual = fast.module(states, tensor(tokens[None]), *weights, lambda z: z)
-    run = lambda h, embed, m: mtp.module(h, tokens, embed, m, lambda z: z)
-    agree(actual[0], bounded(run, h, embed, m, precision=FLOAT32), "states")
 
 
 def some(**changes):
@@ -211,16 +190,18 @@ def some(**changes):
 def test_wrong_arguments_are_named(fast, wrong, message):
     with pytest.raises((ValueError, TypeError), match=message):
         fast.draft(**some(**wrong))
-    with pytest.raises(ValueError, match="tokens must"):
-        fast.loss(torch.ones(1, 2, 3, 4), torch.zeros(1, 3, dtype=torch.int64), 1.0)
 
 
-def test_it_compiles_and_gradients_reach_every_weight(fast):
+@pytest.mark.parametrize("cached", [False, True])
+def test_it_compiles_and_gradients_reach_every_weight(fast, cached):
     w, layer = toy(3, 3)
     h, tokens, embed, m, head = w.tensors(B=2)
-    call = lambda h: fast.draft(h, tokens[:, 1:], 2, embed, m, layer.fast, head, uniform=torch.full((2, 2), 0.4))
-    for compiled, eager in zip(torch.compile(call, fullgraph=True, backend="aot_eager")(h), call(h), strict=True):
-        exactly(compiled, eager, "compiled")
+    face, options = (layer.cached, {"cache": ()}) if cached else (layer.fast, {})
+    call = lambda h, **how: fast.draft(h, tokens[:, 1:], 2, embed, m, face, head, **how, **options)[:2]
+    uniform = torch.full((2, 2), 0.4)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")(h, uniform=uniform)
+    for actual, eager in zip(compiled, call(h, uniform=uniform), strict=True):
+        exactly(actual, eager, "compiled")
     weights = [x.requires_grad_() for x in (h, embed, m, head)]
-    q = fast.draft(h, tokens[:, 1:], 3, embed, m, layer.fast, head)[1]
+    q = call(h)[1]
     assert all(slope.abs().sum() > 0 and slope.isfinite().all() for slope in torch.autograd.grad(q[:, :, 0].sum(), weights))

@@ -86,14 +86,10 @@ def _again(layer, rows, lengths):
 
 def _once(layer, rows, inside, cache):
     """A layer that keeps a cache: hidden rows, a function that shows it one row more, and the cache of the true rows."""
-    B, T, _ = rows.shape
     state, before = cache if cache else (None, inside[:, :0])
     real = torch.cat([before, inside], 1)  # (B, m + T)
-    place = before.sum(1, keepdim=True)  # (B, 1)
-    places = torch.arange(T, device=rows.device)
-    causal = torch.cat([before[:, None].expand(B, T, -1), (places <= places[:, None]) & inside[:, None]], 2)
-    itself = F.pad(torch.eye(T, dtype=torch.bool, device=rows.device), (before.shape[1], 0))  # no row sees nothing
-    hidden, state = layer(rows, causal | itself, place + places, state)
+    places = before.sum(1, keepdim=True) + torch.arange(rows.shape[1], device=rows.device)
+    hidden, state = layer(rows, causal(before, inside), places, state)
     seen, at, so_far = real, real.sum(1, keepdim=True), state
 
     def go_on(row, step):
@@ -103,6 +99,13 @@ def _once(layer, rows, inside, cache):
         return out[:, 0]
 
     return hidden, go_on, Cache(state, real)
+
+
+def causal(before, inside):
+    """What n new rows see `(B, n, m + n)`: the real ones `(B, m)`, `(B, n)` before them, and themselves, so that no row sees nothing."""
+    new = torch.arange(inside.shape[1], device=inside.device)
+    among = (new < new[:, None]) & inside[:, None] | (new == new[:, None])
+    return torch.cat([before[:, None].expand(-1, len(new), -1), among], 2)
 
 
 def predict(features, tokens, embed, fc, layer):
