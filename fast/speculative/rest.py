@@ -1,9 +1,9 @@
 """REST on tensors, wherever they lie: the suffix array by doubling, all contexts and all lengths of match in one bisection.
 
 `index` sorts by the first token, then by the first two, four, eight: log2 of the longest repeated passage sorts of T numbers, once for a
-corpus. In a run of the suffix array the continuations stand sorted, so the prefixes of one kind stand together and counting them is finding
-where they change. How many continuations a batch has decides about shapes: the host waits for that number once, and memory is theirs
-times the depth.
+corpus. In a run of the suffix array the continuations stand sorted, so equal prefixes stand together, and counting them is finding where
+they change. They are read token by token, and only those go on being read whose prefix is still among the commonest of its length. How many
+there are decides about shapes, so the host waits for that number once per token of depth.
 """
 
 from typing import NamedTuple
@@ -69,14 +69,11 @@ def draft(store, context, n_max, depth, nodes, *, lengths=None):
     if not len(owner):
         return Tree(tokens, parents, counts, torch.ones_like(tokens[:, 0]))
     offset = torch.arange(len(owner), device=context.device) - (sizes.cumsum(0) - sizes)[owner]
-    start = store[1][low[owner] + offset] + n[owner]
-    after = _read(store[0], start[:, None] + torch.arange(depth, device=context.device))  # (R, depth) sorted continuations
-    node, row, deep, count, parent = _tree(after, owner, nodes)
-    request = owner[row]
-    tokens[request, node] = after[row, deep].to(tokens.dtype)
-    parents[request, node] = parent.to(tokens.dtype)
-    counts[request, node] = count.to(tokens.dtype)
-    counts[:, 0] = torch.zeros_like(length).index_add_(0, owner, (after[:, 0] >= 0).long()).to(tokens.dtype)
+    start = store[1][low[owner] + offset] + n[owner]  # where the continuations stand, sorted
+    counts[:, 0] = torch.zeros_like(length).index_add_(0, owner, (_read(store[0], start) >= 0).long()).to(tokens.dtype)
+    request, node, token, parent, count = _tree(store[0], start, owner, depth, nodes)
+    for out, value in ((tokens, token), (parents, parent), (counts, count)):
+        out[request, node] = value.to(out.dtype)
     return Tree(tokens, parents, counts, 1 + (tokens[:, 1:] >= 0).sum(1).to(tokens.dtype))
 
 
@@ -114,21 +111,43 @@ def _read(tokens, places):
     return torch.where(places < len(tokens), tokens[places.clamp(max=len(tokens) - 1)].long(), -1)
 
 
-def _tree(after, owner, nodes):
-    """The nodes of all trees: number in the tree, first row, depth, count, and the parent's number; each one array."""
-    R = len(after)
-    alive = (after >= 0).long().cumprod(1).bool().T.flatten()  # (depth R), one depth behind the other
-    changes = torch.ones_like(after, dtype=torch.bool)
-    changes[1:] = ((after[1:] != after[:-1]) | (owner[1:] != owner[:-1])[:, None]).long().cummax(1).values.bool()
-    first = changes.T.flatten().nonzero()[:, 0]  # where each prefix stands for the first time
-    deep, row = first // R, first % R
-    count = torch.where(alive[first], torch.diff(first, append=first.new_tensor([after.numel()])), 0)
-    order = count.argsort(descending=True, stable=True)  # of equals the shallower, then the lexicographically lower
-    order = order[owner[row[order]].argsort(stable=True)]
-    request = owner[row[order]]
-    number = torch.empty_like(first)
-    number[order] = 1 + torch.arange(len(first), device=first.device) - torch.searchsorted(request, request)
-    parent = number[torch.searchsorted(first, (deep - 1) * R + row, right=True) - 1]
-    parent = torch.where(deep > 0, parent, 0)
-    kept = (count > 0) & (number <= nodes)
-    return tuple(x[kept] for x in (number, row, deep, count, parent))
+def _tree(tokens, start, owner, depth, nodes):
+    """The nodes of all trees: request, number in its tree, token, the parent's number, count; each one array.
+
+    A prefix that is not among the `nodes` commonest of its length cannot be in the tree, nor can anything below it.
+    """
+    group, request = owner, torch.arange(0, device=owner.device)  # the continuations' common prefix: a candidate's number
+    levels = []
+    for deep in range(depth):
+        token = _read(tokens, start + deep)
+        going = token >= 0
+        token, start, group = token[going], start[going], group[going]
+        if not len(token):
+            break
+        changes = torch.ones_like(token, dtype=torch.bool)
+        changes[1:] = (token[1:] != token[:-1]) | (group[1:] != group[:-1])
+        first = changes.nonzero()[:, 0]
+        count, parent = torch.diff(first, append=first.new_tensor([len(token)])), group[first]
+        whose = request[parent] if deep else parent
+        kept = _commonest(whose, count, nodes)[0].sort().values
+        levels.append((whose[kept], token[first[kept]], parent[kept] if deep else torch.full_like(kept, -1), count[kept]))
+        number = torch.full_like(first, -1)
+        number[kept] = len(request) + torch.arange(len(kept), device=kept.device)
+        request = torch.cat([request, whose[kept]])
+        group = number[changes.cumsum(0) - 1]
+        start, group = start[group >= 0], group[group >= 0]
+    if not levels:
+        return (owner[:0],) * 5
+    request, token, parent, count = (torch.cat(each) for each in zip(*levels, strict=True))
+    kept, rank = _commonest(request, count, nodes)
+    node = torch.zeros(len(request) + 1, dtype=torch.int64, device=owner.device)  # the last one is the root's
+    node[kept] = rank + 1
+    return request[kept], rank + 1, token[kept], node[parent[kept]], count[kept]
+
+
+def _commonest(request, count, most):
+    """Which are the `most` of greatest count of each request, of equals the first, and the rank of each in its request."""
+    order = count.argsort(descending=True, stable=True)
+    order = order[request[order].argsort(stable=True)]
+    rank = torch.arange(len(order), device=order.device) - torch.searchsorted(request[order], request[order])
+    return order[rank < most], rank[rank < most]
