@@ -1,13 +1,14 @@
 """Blockwise parallel decoding on a batch: how much of each guessed block stays, and the model's own token behind it.
 
-Rows may be probabilities or logits, in any floating-point dtype: they are only compared, so nothing is rounded and the tokens are the
-spec's always. A token's rank is counted and not sorted for, in one pass over its row. What the spec calls an error, a row with a NaN,
+Rows may be probabilities or logits: they are only compared, so nothing is rounded and the tokens are the spec's always. A guess's rank is
+counted and not sorted for, in one pass over its row. What the spec calls an error, a row with a NaN or with nothing above minus infinity,
 cannot be raised without waiting for a GPU: nothing is kept in such a row, and its token is -1.
 """
 
 import torch
 
 from twofold.fast import checks
+from twofold.fast.kernels.likeliest import likeliest
 
 __all__ = ["propose", "verify_top_k", "verify_distance"]
 
@@ -15,10 +16,8 @@ __all__ = ["propose", "verify_top_k", "verify_distance"]
 def propose(logits):
     """Every head's likeliest token `(B, K)`, int64, of scores `(B, K, V)`; the first of equals."""
     checks.shape(logits=(logits, "B K V"))
-    _floating(logits=logits)
-    if logits.shape[2] == 0:
-        raise ValueError(f"logits must have shape (B, K, V) with V at least 1, not {tuple(logits.shape)}")
-    return _likeliest(logits)
+    _rows(logits=logits)
+    return likeliest(logits, None, False)[0]
 
 
 def verify_top_k(p, draft, k, *, lengths=None):
@@ -33,30 +32,28 @@ def verify_top_k(p, draft, k, *, lengths=None):
     rows = p[:, :-1]  # (B, gamma, V)
     here = rows.gather(2, x[:, :, None])  # (B, gamma, 1)
     rank = (rows > here).sum(2) + ((rows == here) & (ids < x[:, :, None])).sum(2)  # (B, gamma)
-    return _longest(p, draft, lengths, known & (rank < _per_request(k)))
+    return _longest(draft, lengths, known & (rank < _per_request(k)), _likeliest(p, lengths))
 
 
 def verify_distance(p, draft, eps, *, lengths=None):
     """The same for tokens whose ids are an ordinal scale: a guess may lie up to `eps` (a number, or `(B,)`) from the likeliest token."""
     _check(p, draft, lengths, "eps", eps, 0)
     x, known = _known(p, draft)
-    return _longest(p, draft, lengths, known & ((x - _likeliest(p[:, :-1])).abs() <= _per_request(eps)))
+    own = _likeliest(p, lengths)
+    return _longest(draft, lengths, known & ((x - own[:, :-1]).abs() <= _per_request(eps)), own)
 
 
-def _longest(p, draft, lengths, accepted):
-    """The accepted prefix's length, and the likeliest token of the row behind it."""
-    B, gamma = draft.shape
-    inside = torch.arange(gamma, device=p.device) < (gamma if lengths is None else lengths[:, None])
-    likeliest = _likeliest(p)  # (B, gamma + 1), -1 where a row has none
-    kept = (accepted & inside & (likeliest[:, :-1] >= 0)).long().cumprod(1).sum(1)  # (B,)
-    token = likeliest.gather(1, kept[:, None])[:, 0]
-    return kept.to(draft.dtype), token.to(draft.dtype)
+def _longest(draft, lengths, accepted, own):
+    """The accepted prefix's length, and the model's own token of the row behind it; `own` `(B, gamma + 1)` is -1 where a row has none."""
+    gamma = draft.shape[1]
+    inside = torch.arange(gamma, device=draft.device) < (gamma if lengths is None else lengths[:, None])
+    kept = (accepted & inside & (own[:, :-1] >= 0)).long().cumprod(1).sum(1)  # (B,)
+    return kept.to(draft.dtype), own.gather(1, kept[:, None])[:, 0].to(draft.dtype)
 
 
-def _likeliest(rows):
-    """The first of the greatest values; -1 where there is a NaN, which `amax` hands on."""
-    greatest, token = rows.amax(-1), rows.argmax(-1)
-    return torch.where(greatest == greatest, token, -1)
+def _likeliest(p, lengths):
+    """The likeliest token of each row that a request has `(B, gamma + 1)`."""
+    return likeliest(p, None if lengths is None else lengths.long().clamp(0, p.shape[1] - 1) + 1, False)[0]
 
 
 def _known(p, draft):
@@ -72,10 +69,9 @@ def _per_request(setting):
 
 def _check(p, draft, lengths, name, setting, least):
     sizes = checks.shape(p=(p, "B rows V"), draft=(draft, "B gamma"))
-    if sizes["rows"] != sizes["gamma"] + 1 or sizes["V"] == 0:
-        expected = f"(B, gamma + 1, V) with gamma + 1 = {sizes['gamma'] + 1} and V at least 1"
-        raise ValueError(f"p must have shape {expected}, not {tuple(p.shape)}")
-    _floating(p=p)
+    if sizes["rows"] != sizes["gamma"] + 1:
+        raise ValueError(f"p must have shape (B, gamma + 1, V) with gamma + 1 = {sizes['gamma'] + 1}, not {tuple(p.shape)}")
+    _rows(p=p)
     checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
     for each, tensor in (("lengths", lengths), (name, setting)):
         if isinstance(tensor, torch.Tensor):
@@ -84,5 +80,10 @@ def _check(p, draft, lengths, name, setting, least):
         raise ValueError(f"{name} must be at least {least}, not {setting}")
 
 
-def _floating(**tensors):
-    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, torch.float64, **tensors)
+def _rows(**tensors):
+    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, **tensors)
+    for name, tensor in tensors.items():
+        if tensor.shape[-1] == 0:
+            raise ValueError(f"{name} must have V at least 1, not shape {tuple(tensor.shape)}")
+        if tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")

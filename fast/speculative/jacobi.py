@@ -8,6 +8,7 @@ again once every running request has them, and finished requests take no part.
 import torch
 
 from twofold.fast import checks
+from twofold.fast.kernels.likeliest import likeliest
 
 __all__ = ["iterate", "decode"]
 
@@ -38,8 +39,7 @@ def decode(target, prompt, n, *, eos=None, lengths=None):
     while running.any():
         rows = running.nonzero()[:, 0]
         previous, first = tokens[rows], int(final[rows].min())
-        likeliest = _likeliest(target, _placed(prompt[rows], previous, lengths[rows]), lengths[rows], first, n)
-        tokens[rows, first:] = likeliest
+        tokens[rows, first:] = _likeliest(target, _placed(prompt[rows], previous, lengths[rows]), lengths[rows], first, n)
         unchanged = (tokens[rows] == previous).long().cumprod(1).sum(1)
         iterations[rows] += 1
         final[rows] = unchanged + 1
@@ -60,9 +60,10 @@ def _likeliest(target, text, lengths, first, n):
     if first == n:
         return text[:, :0]
     rows = target(text, lengths[:, None] + torch.arange(first, n, device=text.device))  # (B, n - first, V)
-    if rows.isnan().any():
-        raise ValueError("a row of the target holds a NaN: it has no likeliest token")
-    return rows.argmax(-1)
+    token = likeliest(rows.contiguous(), None, False)[0]
+    if (token < 0).any():
+        raise ValueError("a row of the target holds a NaN, or nothing above minus infinity: it has no likeliest token")
+    return token
 
 
 def _check(prompt, lengths):

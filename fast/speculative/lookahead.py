@@ -11,6 +11,7 @@ padding. Collecting and looking up are sorts and comparisons of the whole batch,
 import torch
 
 from twofold.fast import checks
+from twofold.fast.kernels.likeliest import likeliest
 from twofold.fast.speculative import match
 
 __all__ = ["mask", "step", "decode"]
@@ -54,12 +55,14 @@ def step(target, context, window, pool, G, *, lengths=None, seed=None, request=N
     ahead = torch.cat([(row[:, None] + torch.arange(W, device=context.device)).flatten(), (row + 1).repeat(G)])
     places = lengths[:, None] - 1 + ahead
     p = target(context, lengths - 1, tokens.clamp(min=0), places, mask(W, N, G, device=context.device))  # (B, S, V)
-    newest = _likeliest(p[:, (N - 2) * W : (N - 1) * W])  # (B, W)
-    after = p[:, (N - 1) * W :].unflatten(1, (G, N - 1))  # (B, G, N - 1, V)
+    p = p.contiguous()
+    newest = likeliest(p[:, (N - 2) * W : (N - 1) * W], None, False)[0]  # (B, W)
+    after = p[:, (N - 1) * W :]  # (B, G (N - 1), V)
     if seed is None:
-        emitted, count = _greedy(_likeliest(p[:, :1]), _likeliest(after), candidates)
+        best, behind = (likeliest(rows, None, False)[0] for rows in (p[:, :1], after))
+        emitted, count = _greedy(best, behind.unflatten(1, (G, N - 1)), candidates)
     else:
-        emitted, count = _sampled(p[:, 0], after, candidates, seed, request, lengths)
+        emitted, count = _sampled(p[:, 0], after.unflatten(1, (G, N - 1)), candidates, seed, request, lengths)
     beyond = torch.arange(N, device=context.device) >= count[:, None]
     if (newest < 0).any() or (emitted[~beyond] < 0).any():
         raise ValueError("a row of the target holds a NaN or no mass: no token can follow it")
@@ -162,11 +165,6 @@ def _collected(pool, ngrams, G):
     order = order.gather(1, (~kept).long().argsort(dim=1, stable=True))[:, : int(kept.sum(1).max()) if len(kept) else 0]
     left = torch.arange(order.shape[1], device=pool.device) < kept.sum(1, keepdim=True)
     return torch.where(left[:, :, None], every.gather(1, order[:, :, None].expand(-1, -1, every.shape[2])), -1)
-
-
-def _likeliest(rows):
-    """The first of the greatest values; -1 where there is a NaN."""
-    return torch.where(rows.isnan().any(-1), -1, rows.argmax(-1))
 
 
 def _sizes(W, N, G):

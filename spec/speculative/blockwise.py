@@ -22,9 +22,12 @@ greedy decoding; with more it is not, but each token obeys its bound after the p
 
 Deviations: ties go to the lowest id, so exactly k tokens are among the k likeliest. The paper counts head 1's guess as the block's first,
 which is always accepted; here it is the token that ended the round before. Its minimum block size (Sec. 5.3) is left out.
+Derives from: speculative.greedy.
 """
 
 import numpy as np
+
+from twofold.spec.speculative import greedy
 
 __all__ = ["propose", "verify_top_k", "verify_distance"]
 
@@ -35,7 +38,7 @@ def propose(logits):
     >>> propose(np.array([[0.0, 2.0, 1.0], [3.0, 3.0, 0.0]]))
     [1, 0]
     """
-    return [_likeliest(row) for row in logits]
+    return [greedy.likeliest(row) for row in logits]
 
 
 def verify_top_k(p, draft, k):
@@ -60,21 +63,15 @@ def verify_distance(p, draft, eps):
     """
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, not {eps}")
-    return _longest(p, draft, lambda row, token: abs(token - _likeliest(row)) <= eps)
+    return _longest(p, draft, lambda row, token: abs(token - greedy.likeliest(row)) <= eps)
 
 
 def _longest(p, draft, accepts):
     for position, token in enumerate(draft):
-        likeliest = _likeliest(p[position])
+        likeliest = greedy.likeliest(p[position])
         if not accepts(p[position], token):
             return position, likeliest
-    return len(draft), _likeliest(p[len(draft)])
-
-
-def _likeliest(row):
-    if np.any(row != row):
-        raise ValueError("a row holds a NaN: it has no likeliest token")
-    return int(np.argmax(row))
+    return len(draft), greedy.likeliest(p[len(draft)])
 
 
 def _rank(row, token):

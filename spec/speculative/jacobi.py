@@ -22,9 +22,10 @@ A token that happens to be right *behind* a wrong one is not final: it will be c
 Deviations: the first guess is all zeros (the paper: padding tokens). `decode` stops once nothing has changed that the last token reads,
 one iteration before the whole block would repeat itself. With `eos` the last token is the block's first end-of-text token; one that
 stands behind tokens still changing ends nothing. The section is from memory.
+Derives from: speculative.greedy.
 """
 
-import numpy as np
+from twofold.spec.speculative import greedy
 
 __all__ = ["iterate", "decode"]
 
@@ -32,16 +33,18 @@ __all__ = ["iterate", "decode"]
 def iterate(target, prompt, guess):
     """The definition: one iteration, every token computed from the guesses before it `(n,)`.
 
+    >>> import numpy as np
     >>> cycle = lambda context: np.eye(3)[(context[-1] + 1) % 3]             # a target that counts modulo 3
     >>> iterate(cycle, [0], [0, 0, 0]), iterate(cycle, [0], [1, 1, 1]), iterate(cycle, [0], [])
     ([1, 1, 1], [1, 2, 2], [])
     """
-    return [_likeliest(target([*prompt, *guess[:i]])) for i in range(len(guess))]
+    return [greedy.likeliest(target([*prompt, *guess[:i]])) for i in range(len(guess))]
 
 
 def decode(target, prompt, n, eos=None):
     """Iterate from zeros until nothing can change: the n tokens of greedy decoding, fewer if `eos` ends them, and the iterations it took.
 
+    >>> import numpy as np
     >>> cycle = lambda context: np.eye(3)[(context[-1] + 1) % 3]
     >>> decode(cycle, [0], 4), decode(cycle, [0], 4, eos=2), decode(cycle, [0], 0)
     (([1, 2, 0, 1], 4), ([1, 2], 2), ([], 0))
@@ -55,9 +58,3 @@ def decode(target, prompt, n, eos=None):
         end = tokens.index(eos) + 1 if eos in tokens else n
         settled = tokens[: end - 1] == previous[: end - 1]  # the last token reads no others
     return tokens[:end], iterations
-
-
-def _likeliest(row):
-    if np.any(row != row):
-        raise ValueError("a row of the target holds a NaN: it has no likeliest token")
-    return int(np.argmax(row))

@@ -27,7 +27,7 @@ Derives from: speculative.jacobi, speculative.match.
 
 import numpy as np
 
-from twofold.spec.speculative import match
+from twofold.spec.speculative import greedy, match
 
 __all__ = ["mask", "step", "decode"]
 
@@ -54,7 +54,7 @@ def step(target, context, window, pool, G, rng=None):
     if window[0, 0] != context[-1]:
         raise ValueError(f"window[0, 0] must be the last token of the context, {context[-1]}, not {window[0, 0]}")
     text, W = list(context[:-1]), window.shape[1]
-    newest = [_likeliest(target([*text, *window[0, : i + 1], *window[1:, i]])) for i in range(W)]
+    newest = [greedy.likeliest(target([*text, *window[0, : i + 1], *window[1:, i]])) for i in range(W)]
     emitted = _verify(target, context, pool.get(context[-1], []), rng)
     moved = np.roll(np.vstack([window[1:], newest]), 1 - len(emitted), axis=1)       # (N - 1, W)
     current = np.arange(moved.size).reshape(moved.shape) == 0
@@ -86,7 +86,7 @@ def _verify(target, context, candidates, rng):
     while True:
         p = target([*context, *emitted])
         drafts = list(dict.fromkeys(candidate[0] for candidate in candidates if candidate))   # distinct, in the pool's order
-        token = _likeliest(p) if rng is None else match.sequential(p, drafts, rng)[0]
+        token = greedy.likeliest(p) if rng is None else match.sequential(p, drafts, rng)[0]
         emitted = [*emitted, token]
         if token not in drafts:
             return emitted
@@ -99,9 +99,3 @@ def _collected(pool, ngrams, G):
         known = [*(each for each in pool.get(first, []) if each != rest), rest]
         pool = pool | {first: known[max(0, len(known) - G) :]}
     return pool
-
-
-def _likeliest(row):
-    if np.any(row != row):
-        raise ValueError("a row of the target holds a NaN: it has no likeliest token")
-    return int(np.argmax(row))
