@@ -94,8 +94,11 @@ def _likeliest_torch(p, counts, entropy):
     there = p.gather(2, token[:, :, None])[:, :, 0] > -torch.inf
     if counts is not None:
         there &= torch.arange(p.shape[1], device=p.device) < counts[:, None]
-    H = torch.special.entr(p.float()).sum(2) if entropy else p.new_empty(0, dtype=torch.float32)
-    return torch.where(there, token, -1), H
+    return torch.where(there, token, -1), _entropy_torch(p.float()) if entropy else p.new_empty(0, dtype=torch.float32)
+
+
+def _entropy_torch(p):
+    return -p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p).sum(2)  # 0 ln 0 is 0, and a vectorized logarithm
 
 
 def variants():
