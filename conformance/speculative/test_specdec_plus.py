@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twofold.conformance.law import DRAFT, TARGET, autoregressive, completed, law, models, total_variation
+from twofold.conformance.prove import Claim
 from twofold.conformance.speculative import rounds
 from twofold.spec.speculative import block, chain, match, specdec_plus
 
@@ -58,6 +59,13 @@ def steepest(drafter, cost=(1, 2, 2)):
         return max(range(len(draft) + 1), key=lambda n: (tokens[n] / cost[n], -n))
 
     return length
+
+
+sure_of = lambda drafter: lambda context: [max(drafter(context))] * 3  # a confidence that knows the row and not the token
+CLAIMS = [
+    Claim("two drafted, by the row", lambda p, q: adaptive(p, q, 2, stopping(sure_of(q), F(1, 2))), 3, reference=True),
+    Claim("two drafted, by the token", lambda p, q: adaptive(p, q, 2, stopping(q, F(1, 2))), 3, reference=True),
+]
 
 
 @given(models(3, 3), models(3, 3), models(3, 2), levels, st.integers(0, 2))
