@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twofold.conformance.law import DRAFT, TARGET, as_law, autoregressive, law, models, total_variation
+from twofold.conformance.prove import Claim
 from twofold.conformance.speculative import rounds
 from twofold.spec.speculative import block, chain, match, staged
 
@@ -27,6 +28,9 @@ def round_of(target, drafters, lengths, verify=chain.verify, inner=chain.verify)
         return (*draft[:kept], token)
 
     return program
+
+
+CLAIMS = [Claim("two drafted, one guessed for each", lambda p, q: round_of(p, [THIRDS, q], [1, 2]), 3, reference=True)]
 
 
 def tables(V, *lengths):
