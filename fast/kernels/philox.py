@@ -8,6 +8,9 @@ seed, role, request, position and ordinal are the same; the batch row has no par
 A round emits at least one token, so no two rounds of a request begin at one position, and no draw is ever used twice. (A counter of the
 drafted token's own position would not do: a coin of a refused round would come up again in the next, and where the refusal depended on
 it, as in block verification, the text would lose the target's law.)
+
+Noise that drafter and target share is the exception, since sharing is its point: it belongs to the absolute position of the token that it
+picks, whatever round that is in, and its ordinal is the vocabulary id. (`gumbel_argmax` takes two output words for one number.)
 """
 
 import torch
