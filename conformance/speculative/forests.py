@@ -12,15 +12,18 @@ from twofold.conformance.inputs import array, tensor
 from twofold.conformance.tape import UNIT, exact
 from twofold.spec.rng import Tape
 
-__all__ = ["answers", "by_fast", "certain", "drafted", "geometric", "parents_of", "pruned"]
+__all__ = ["answers", "by_fast", "certain", "drafted", "geometric", "likeliest", "parents_of", "pruned", "unneeded"]
 
 U = float(UNIT)
 
 
 def parents_of(rng, B, N):
-    """Random trees `(B, N)`: chains, bushes and what lies between."""
-    reach = rng.choice([1, 2, N], (B, 1))  # how far back a parent may lie
-    return np.array([[-1, *(rng.integers(max(0, n - reach[b, 0]), n) for n in range(1, N))] for b in range(B)]).reshape(B, N)
+    """Random trees `(B, N)`: chains, levels and what lies between."""
+    parents = np.full((B, N), -1)
+    for b in range(B):
+        reach, inner = rng.choice([1, 2, N], 2)  # how far back a parent may lie; the nodes that may have children
+        parents[b, 1:] = [min(rng.integers(max(0, n - reach), n), inner - 1) for n in range(1, N)]
+    return parents
 
 
 def drafted(rng, q, parents, distinct=False):
@@ -33,6 +36,16 @@ def drafted(rng, q, parents, distinct=False):
                 row = np.where(np.isin(np.arange(len(row)), tokens[b, :n][parents[b, :n] == parents[b, n]]), 0, row)
             if row.sum() > 0:
                 tokens[b, n] = rng.choice(len(row), p=row / row.sum())
+    return tokens
+
+
+def likeliest(q, parents):
+    """Tokens `(B, N)`: the children of each node are the likeliest tokens of its row of q, in falling order; -1 where none is left."""
+    tokens = np.full(parents.shape, -1)
+    for b, n in np.ndindex(*parents.shape):
+        if n:
+            row, elder = q[b, parents[b, n]], (parents[b, 1:n] == parents[b, n]).sum()
+            tokens[b, n] = np.argsort(-row, kind="stable")[elder] if elder < np.count_nonzero(row) else -1
     return tokens
 
 
@@ -81,6 +94,26 @@ def by_fast(verify, p, q, tokens, parents, dtype="float32", layout="contiguous",
         name: tensor(x, None if x.dtype.kind == "i" else "float32") if isinstance(x, np.ndarray) else x for name, x in keywords.items()
     }
     return tuple(array(x) for x in verify(*rows, tensor(tokens), tensor(parents), **keywords))
+
+
+def unneeded(p, q, tokens, parents, lengths, path):
+    """p and q with NaN wherever a walk by recursive rejection along this path needs no number, and trees with nonsense past their ends."""
+    p, q, tokens, parents = (x.copy() for x in (p, q, tokens, parents))
+    for b, length in enumerate(lengths):
+        names = pruned(tokens[b, :length], parents[b, :length])
+        visited = [0, *path[b][path[b] >= 0]]
+        for n in range(p.shape[1]):
+            children = [child for child in names[1:] if parents[b, child] == n]
+            if n not in visited:
+                p[b, n] = q[b, n] = np.nan
+            elif not children:
+                q[b, n] = np.nan
+            elif children[0] in visited:  # no refusal: one number of each row
+                others = np.arange(p.shape[2]) != tokens[b, children[0]]
+                p[b, n, others] = q[b, n, others] = np.nan
+        tokens[b, length:], parents[b, length:] = 10**15, 0
+        tokens[b, 0], parents[b, 0] = 10**15, -(10**15)
+    return p, q, tokens, parents
 
 
 def certain(p, q, tokens, parents, length, accept, token, without):
