@@ -150,9 +150,9 @@ def test_laws_agree(fast, seed, T, gamma, cached):
     agree(q[0], bounded(run, w.features, w.embed, w.fc, w.head, precision=FLOAT32), "laws")
 
 
-@given(seeds, st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3), st.integers(1, 3))
+@given(seeds, st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3)), min_size=1, max_size=3), st.integers(1, 3))
 def test_a_cache_changes_nothing_over_several_rounds(fast, seed, news, gamma):
-    """Each round brings some new true features, not those that the round before had predicted."""
+    """Each round brings new true features, not those that the round before had predicted; to some requests it brings none."""
     layer, D, V = tiny_models.counting(seed, D=3), 3, 6
     rng, rounds_of = np.random.default_rng(seed), [sum(new[b] for new in news) for b in range(2)]
     w = tiny_models.weights(seed, V, D, 1, exact=True)
@@ -167,8 +167,10 @@ def test_a_cache_changes_nothing_over_several_rounds(fast, seed, news, gamma):
         done = done + new
         whole = tensor(features, "float32"), tensor(tokens)
         expected = fast.draft(*whole, embed, fc, layer.fast, head, gamma, lengths=tensor(done))
-        exactly(drafted, array(expected[0]), "draft")
-        exactly(q, array(expected[1]), "laws")
+        some = slice(1 + (new[1] > 0))
+        assert new[1] or (drafted[1] == -1).all()
+        exactly(drafted[some], array(expected[0][some]), "draft")
+        exactly(q[some], array(expected[1][some]), "laws")
     assert cache.real.sum(1).tolist() == done.tolist()
 
 
