@@ -47,10 +47,14 @@ def navigation(docs: Path) -> list:
     """The guide, then the families in reading order with the pages that their folders hold, then the evidence."""
     families = [folder.name for folder in docs.iterdir() if folder.is_dir() and any(folder.glob("*.md"))]
     chapters = [
-        {site_evidence.titled(family): [f"{family}/{page.name}" for page in sorted((docs / family).glob("*.md"))]}
+        {site_evidence.titled(family): [f"{family}/{page.name}" for page in sorted((docs / family).glob("*.md"), key=index_first)]}
         for family in sorted(families, key=site_evidence.by_reading)
     ]
     return ["index.md", {"Guide": GUIDE}, *chapters, {"Evidence": EVIDENCE}]
+
+
+def index_first(page: Path) -> tuple[bool, str]:
+    return page.stem != "index", page.name
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
