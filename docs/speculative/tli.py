@@ -14,9 +14,7 @@ def bars(y: float, words: list[tuple[str, float]], style: str) -> list[str]:
         middle = f'<text x="{x + 30}" text-anchor="middle"'
         parts.append(f'<rect x="{x}" y="{y - height:.1f}" width="60" height="{height:.1f}" style="{style}"/>')
         parts.append(f'{middle} y="{y + 18}" font-family="monospace">{word.replace(" ", "␣")}</text>')
-        parts.append(
-            f'{middle} y="{y - height - 6:.1f}" font-size="12" fill-opacity="0.75">{round(percent)} %}</text>'
-        )
+        parts.append(f'{middle} y="{y - height - 6:.1f}" font-size="12" fill-opacity="0.75">{round(percent)} %</text>')
     return parts
 
 
