@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from twofold.conformance.compare import agree
 from twofold.conformance.inputs import seeds
 from twofold.conformance.law import autoregressive, law, models
+from twofold.conformance.prove import Claim
 from twofold.conformance.speculative import rounds
 from twofold.conformance.speculative.test_jacobi import greedy
 from twofold.conformance.speculative.test_tree import V as WORDS
@@ -22,6 +23,14 @@ sizes = st.tuples(st.integers(1, 4), st.integers(2, 4), st.integers(0, 3))  # W,
 def short(model, longest=3):
     """A model on contexts of any length: only the last tokens count."""
     return lambda context: model(tuple(int(token) for token in context)[-longest:] if longest else ())
+
+
+def decoded(target, drafter):
+    """Three tokens after the prompt 0; nobody but the window drafts."""
+    return lambda rng: tuple(lookahead.decode(short(target, 2), [0], 2, 2, 2, 3, rng)[0])
+
+
+CLAIMS = [Claim("3 tokens, W = N = G = 2", decoded, 3, vocabulary=2, claimed=lambda target: lambda text: short(target, 2)((0, *text)))]
 
 
 def anything(rng, W, N, G, current):

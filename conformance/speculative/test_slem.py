@@ -14,6 +14,7 @@ from twofold.conformance.compare import exactly
 from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, autoregressive, law, models
+from twofold.conformance.prove import Claim
 from twofold.conformance.speculative import rounds
 from twofold.fast.speculative import chain as fast_chain
 from twofold.spec.rng import Sampler
@@ -56,6 +57,13 @@ def text_of(target, model, words, own, most, count, look_behind, verify):
         return tuple(ids)
 
     return program
+
+
+def written(target, drafter):
+    return text_of(target, drafter, VOCABULARIES[0], VOCABULARIES[1], 3, 1, 16, match.verify)
+
+
+CLAIMS = [Claim("3 tokens, the drafter spells otherwise", written, 3)]
 
 
 @given(models(3, 3), models(3, 3, greatest=2), vocabularies, vocabularies, st.integers(1, 2), st.integers(0, 3))
