@@ -1,8 +1,10 @@
 """Argument checks that every fast module shares: each error names the argument, what was expected and what was given."""
 
+from typing import Any
+
 import torch
 
-__all__ = ["dtypes", "same", "shape"]
+__all__ = ["chains", "contiguous", "dtypes", "same", "same_device", "shape"]
 
 
 def shape(**tensors: tuple[torch.Tensor, str]) -> dict[str, int]:
@@ -27,9 +29,8 @@ def same(**tensors: torch.Tensor | None) -> None:
     """All tensors given (None is left out) must lie on one device and share one dtype."""
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     (first, reference), *rest = given.items()
+    same_device(**given)
     for name, tensor in rest:
-        if tensor.device != reference.device:
-            raise ValueError(f"{name} must be on the device of {first}, {reference.device}, not on {tensor.device}")
         if tensor.dtype != reference.dtype:
             raise TypeError(f"{name} must have the dtype of {first}, {reference.dtype}, not {tensor.dtype}")
 
@@ -40,3 +41,42 @@ def dtypes(*allowed: torch.dtype, **tensors: torch.Tensor | None) -> None:
         if tensor is not None and tensor.dtype not in allowed:
             expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
             raise TypeError(f"{name} must have dtype {expected}, not {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def contiguous(**tensors: torch.Tensor | None) -> None:
+    """Every tensor given must lie in one piece along its innermost axis; outer strides are free."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")
+
+
+def chains(draft: torch.Tensor, lengths: torch.Tensor | None, token: torch.Tensor | None, **rows: Any) -> dict[str, int]:
+    """A batch of drafted chains, and the sizes B, gamma and V.
+
+    `rows` names the target's rows `(B, gamma + 1, V)`, then the drafter's `(B, gamma, V)` or None; draft is `(B, gamma)`, lengths and
+    token `(B,)` or None.
+    """
+    (target, p), (drafter, q) = rows.items()
+    sizes = shape(draft=(draft, "B gamma"), **{target: (p, "B rows V")})
+    if sizes["rows"] != sizes["gamma"] + 1 or sizes["V"] == 0:
+        expected = f"(B, gamma + 1, V) with gamma + 1 = {sizes['gamma'] + 1} and V at least 1"
+        raise ValueError(f"{target} must have shape {expected}, not {tuple(p.shape)}")
+    if q is not None:
+        shape(draft=(draft, "B gamma"), **{target: (p, "B rows V"), drafter: (q, "B gamma V")})
+        same(**rows)
+    contiguous(**rows)
+    dtypes(torch.float32, torch.bfloat16, torch.float16, **{target: p})
+    dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
+    for name, tensor in (("lengths", lengths), ("token", token)):
+        if tensor is not None:
+            shape(draft=(draft, "B gamma"), **{name: (tensor, "B")})
+    same_device(**{target: p}, draft=draft, lengths=lengths)
+    return sizes
+
+
+def same_device(**tensors: torch.Tensor | None) -> None:
+    """All tensors given must lie on the device of the first."""
+    (first, reference), *rest = ((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+    for name, tensor in rest:
+        if tensor.device != reference.device:
+            raise ValueError(f"{name} must be on the device of {first}, {reference.device}, not on {tensor.device}")

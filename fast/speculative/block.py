@@ -7,8 +7,6 @@ can be kept. Where a row that was looked at holds a NaN or an infinity, or the r
 and how many were kept says nothing.
 """
 
-import torch
-
 from twofold.fast import checks
 from twofold.fast.kernels import philox
 from twofold.fast.kernels.verify_chain import verify_chain
@@ -25,22 +23,8 @@ def verify(p, q, draft, *, lengths=None, accept=None, token=None, seed=None, req
     from `seed` and belong to the request id (`request` `(B,)`, default 0 … B - 1) and to the place of `draft[b, 0]` in the text
     (`position` `(B,)`, default 0).
     """
-    sizes = checks.shape(draft=(draft, "B gamma"), p=(p, "B rows V"), q=(q, "B gamma V"))
-    if sizes["rows"] != sizes["gamma"] + 1 or sizes["V"] == 0:
-        expected = f"(B, gamma + 1, V) with gamma + 1 = {sizes['gamma'] + 1} and V at least 1"
-        raise ValueError(f"p must have shape {expected}, not {tuple(p.shape)}")
-    checks.same(p=p, q=q)
-    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, p=p)
-    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
-    for name, rows in (("p", p), ("q", q)):
-        if rows.numel() and sizes["V"] > 1 and rows.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {rows.stride(-1)}; outer strides are free")
-    for name, each in (("lengths", lengths), ("token", token)):
-        if each is not None:
-            checks.shape(draft=(draft, "B gamma"), **{name: (each, "B")})
-    for name, each in (("draft", draft), ("lengths", lengths)):
-        if each is not None and each.device != p.device:
-            raise ValueError(f"{name} must be on the device of p, {p.device}, not on {each.device}")
+    checks.shape(q=(q, "B gamma V"))
+    gamma = checks.chains(draft, lengths, token, p=p, q=q)["gamma"]
     token = None if token is None else token[:, None]
-    accept, token = philox.tape(p, seed, request, position, accept=(accept, sizes["gamma"]), token=(token, 1))
+    accept, token = philox.tape(p, seed, request, position, accept=(accept, gamma), token=(token, 1))
     return verify_chain(p, q, draft, lengths, accept, token[:, 0], 1.0, True)

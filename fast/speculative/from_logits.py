@@ -30,21 +30,8 @@ def verify(
     logits `(B, gamma + 1, V)`, draft `(B, gamma)`, draft_logits `(B, gamma, V)` of the same dtype, or None where drafts were certain.
     Lengths, uniforms, seed, request and position are those of `chain.verify`.
     """
-    B, gamma = checks.shape(draft=(draft, "B gamma")).values()
-    V = checks.shape(draft=(draft, "B gamma"), logits=(logits, "B rows V"))["V"]
-    if logits.shape[1] != gamma + 1 or V == 0:
-        expected = f"(B, gamma + 1, V) with gamma + 1 = {gamma + 1} and V at least 1"
-        raise ValueError(f"logits must have shape {expected}, not {tuple(logits.shape)}")
-    if draft_logits is not None:
-        checks.shape(draft=(draft, "B gamma"), draft_logits=(draft_logits, "B gamma V"), logits=(logits, "B rows V"))
-        checks.same(logits=logits, draft_logits=draft_logits)
-    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
-    for name, tensor in (("lengths", lengths), ("token", token)):
-        if tensor is not None:
-            checks.shape(draft=(draft, "B gamma"), **{name: (tensor, "B")})
-    for name, tensor in (("draft", draft), ("lengths", lengths)):
-        if tensor is not None and tensor.device != logits.device:
-            raise ValueError(f"{name} must be on the device of logits, {logits.device}, not on {tensor.device}")
+    sizes = checks.chains(draft, lengths, token, logits=logits, draft_logits=draft_logits)
+    B, gamma, V = (sizes[axis] for axis in ("B", "gamma", "V"))
     settings = _settings(B, logits.device, T=T, k=k, mass=mass, ratio=ratio)
     token = None if token is None else token[:, None]
     accept, token = philox.tape(logits, seed, request, position, accept=(accept, gamma), token=(token, 1))

@@ -75,4 +75,4 @@ def residual(p, q):
     """What the draft law leaves of the target law, normalized `(V,)`; the target itself where nothing is left."""
     left = np.maximum(p - q, 0)
     mass = left.sum()
-    return left / mass if mass > 0 else p  # mass is 0 only where refusal has probability 0: rounding brought us here
+    return p if mass == 0 else left / mass  # mass is 0 only where refusal has probability 0: rounding brought us here
