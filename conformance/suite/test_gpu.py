@@ -17,7 +17,7 @@ from twofold.fast.attention import flash
 from twofold.fast.linear_attention import gla
 from twofold.fast.number_formats import bit_packing
 from twofold.fast.quantization import round_to_nearest
-from twofold.fast.speculative import chain
+from twofold.fast.speculative import block, chain, from_logits, greedy, match, prompt_lookup, specinfer, tree
 
 GPU = torch.cuda.is_available() and target.device() == "cuda"
 needs_gpu = pytest.mark.skipif(not GPU, reason="no GPU")
@@ -35,6 +35,28 @@ def recurrence(batch=2 if GPU else 1, t=777 if GPU else 40, heads=8 if GPU else 
 def chained(batch=32 if GPU else 2, gamma=5 if GPU else 2, vocabulary=70001 if GPU else 300):
     law = ((batch, gamma, vocabulary), "law")
     return [((batch, gamma + 1, vocabulary), "law"), law, ((batch, gamma), vocabulary), ((batch, gamma), "uniform"), ((batch,), "uniform")]
+
+
+def grown(batch=16 if GPU else 2, nodes=13 if GPU else 4, vocabulary=70001 if GPU else 300):
+    law, uniforms = ((batch, nodes, vocabulary), "law"), [((batch, n), "uniform") for n in (nodes - 1, nodes)]
+    return [law, law, ((batch, nodes), vocabulary), *uniforms]
+
+
+def binary(tokens):
+    """Parents of trees in which every node has two children."""
+    return ((torch.arange(tokens.shape[1], device=tokens.device) - 1) // 2).expand_as(tokens)
+
+
+def written(batch=16 if GPU else 2, t=3001 if GPU else 50):
+    return [((batch, t), 3)]
+
+
+def cached(batch=4 if GPU else 2, rows=300 if GPU else 20, heads=8 if GPU else 2, d=128 if GPU else 8):
+    return [((batch, rows, heads, d), HALF)]
+
+
+def committed(cache):
+    return tree.commit(cache, torch.arange(2, 12, 3, device=cache.device).expand(len(cache), -1))
 
 
 def projected(tokens=5, rows=1000 if GPU else 40, columns=1152 if GPU else 96):
@@ -76,6 +98,17 @@ OPERATIONS = {
     "verification": (chained, lambda p, q, draft, accept, token: chain.verify(p, q, draft, accept=accept, token=token)),
     "verification, seeded": (chained, lambda p, q, draft, *_: chain.verify(p, q, draft, seed=7)),
     "verification, one-hot": (chained, lambda p, q, draft, accept, token: chain.verify_onehot(p, draft, accept=accept, token=token)),
+    "verification as a block": (chained, lambda p, q, draft, accept, token: block.verify(p, q, draft, accept=accept, token=token)),
+    "verification, greedy": (chained, lambda p, q, draft, *_: greedy.verify(p, draft)),
+    "verification from logits": (
+        chained, lambda p, q, draft, accept, token: from_logits.verify(p, draft, q, T=0.01, k=50, mass=0.9, accept=accept, token=token)
+    ),  # fmt: skip
+    "a tree, by exact match": (grown, lambda p, q, tokens, coins, draws: match.verify_tree(p, tokens, binary(tokens), token=draws)),
+    "a tree, by recursive rejection": (
+        grown, lambda p, q, tokens, coins, draws: specinfer.verify_tree(p, q, tokens, binary(tokens), accept=coins, token=draws[:, 0])
+    ),
+    "an n-gram found again": (written, lambda context: prompt_lookup.draft(context, 4, 1, 8)),
+    "an accepted path committed": (cached, committed),
     "4-bit product": (projected, lambda x, weight: multiplied(x, weight, packed=False)),
     "4-bit product, packed": (projected, lambda x, weight: multiplied(x, weight, packed=True)),
     "int8 product": (projected, lambda x, weight: multiplied_int8(x, weight)),
