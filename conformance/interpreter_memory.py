@@ -4,17 +4,15 @@
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as triton_interpreter
 
-from twofold.conformance.interpreter_races import Race, Region
+from twofold.conformance.interpreter_races import Race, Region, regions
 
 __all__ = ["MemoryFault", "Settings", "install", "settings"]
 
@@ -211,7 +209,7 @@ def _guard_launches() -> None:
     def _init_args_hst(self: Any, arguments: Any, named: Any) -> Any:
         host, named_host = to_host(self, arguments, named)
         if _launch is not None:
-            _launch.regions = _regions([*zip(self.arg_names, host), *named_host.items()])
+            _launch.regions = regions([*zip(self.arg_names, host), *named_host.items()])
         return host, named_host
 
     def set_grid_dim(self: Any, *grid: int) -> None:
@@ -231,28 +229,3 @@ def _guard_launches() -> None:
 
     Executor.__call__, Executor._init_args_hst = __call__, _init_args_hst
     Builder.set_grid_dim, Builder.set_grid_idx = set_grid_dim, set_grid_idx
-
-
-def _regions(arguments: list[tuple[str, Any]]) -> list[Region]:
-    """The memory that the arguments name, one region per storage."""
-    regions: dict[int, Region] = {}
-    for name, tensor in _tensors(arguments):
-        if tensor.numel():
-            low = tensor.data_ptr()
-            span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-            region = regions.setdefault(tensor.untyped_storage().data_ptr(), Region([], tensor.element_size()))
-            region.views.append((low, low + (span + 1) * tensor.element_size(), name))
-            region.unit = min(region.unit, tensor.element_size())
-    return list(regions.values())
-
-
-def _tensors(arguments: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    for name, value in arguments:
-        if isinstance(value, (tuple, list)):
-            yield from _tensors([(f"{name}[{i}]", x) for i, x in enumerate(value)])
-        elif hasattr(value, "block_shape"):  # a tensor descriptor
-            yield from _tensors([(name, value.base)])
-        else:
-            tensor = triton_interpreter._unwrap_tensor(value)
-            if isinstance(tensor, torch.Tensor):
-                yield name, tensor

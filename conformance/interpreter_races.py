@@ -1,10 +1,14 @@
-"""Who touches which element of a storage during one launch: two programs, one of them writing, are a race."""
+"""The memory of one launch, and who touches which element of it: two programs, one of them writing, are a race."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from triton.runtime import interpreter as triton_interpreter
 
-__all__ = ["Race", "Region"]
+__all__ = ["Race", "Region", "regions"]
 
 SHADOWED = 2**27  # units of storage above which races are not followed: the shadows would not fit
 
@@ -53,3 +57,28 @@ def _disagree(at: np.ndarray, values: np.ndarray) -> bool:
     same = at[order][1:] == at[order][:-1]
     bits = values.view(f"u{values.itemsize}")[order]
     return bool((same & (bits[1:] != bits[:-1])).any())
+
+
+def regions(arguments: list[tuple[str, Any]]) -> list[Region]:
+    """The memory that the arguments name, one region per storage."""
+    found: dict[int, Region] = {}
+    for name, tensor in _tensors(arguments):
+        if tensor.numel():
+            low = tensor.data_ptr()
+            span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+            region = found.setdefault(tensor.untyped_storage().data_ptr(), Region([], tensor.element_size()))
+            region.views.append((low, low + (span + 1) * tensor.element_size(), name))
+            region.unit = min(region.unit, tensor.element_size())
+    return list(found.values())
+
+
+def _tensors(arguments: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    for name, value in arguments:
+        if isinstance(value, (tuple, list)):
+            yield from _tensors([(f"{name}[{i}]", x) for i, x in enumerate(value)])
+        elif hasattr(value, "block_shape"):  # a tensor descriptor
+            yield from _tensors([(name, value.base)])
+        else:
+            tensor = triton_interpreter._unwrap_tensor(value)
+            if isinstance(tensor, torch.Tensor):
+                yield name, tensor
