@@ -35,6 +35,12 @@ def test_settings_that_are_off_cut_nothing(fast):
     assert bare[2].tolist() == [-torch.inf] * 2 and bare[3].tolist() == [3, 3]
 
 
+def test_settings_out_of_range_in_a_tensor_are_the_nearest_in_range(fast):
+    for name, outside, nearest in (("T", -1.0, 0), ("mass", -0.5, 0), ("ratio", 1.5, 1)):
+        for number, expected in zip(fast.row(LOGITS, **{name: outside * ONES}), fast.row(LOGITS, **{name: nearest}), strict=True):
+            exactly(array(number), array(expected))
+
+
 def test_greedy_and_sampled_rows_share_a_batch(fast):
     T = torch.tensor([0.0, 2.0], device=LOGITS.device)
     together, (greedy, sampled) = fast.row(LOGITS, T=T, k=2), (fast.row(LOGITS, T=t, k=2) for t in (0, 2))

@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from twofold.conformance import target
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.inputs import array, dtypes, layouts, regimes, seeds, tensor, values
 from twofold.conformance.poison import poisoned_empty
@@ -130,6 +131,12 @@ def test_statistics_agree(fast, regime, seed, V, dtype, layout):
         exactly(array(actual[2][b]), expected[2].value, "first")
         agree(array(actual[1][b]), expected[1], "log-sum-exp")
         agree(array(actual[3][b]), expected[3], "entropy")
+
+
+def test_logits_as_far_apart_as_floats_are_have_no_entropy(fast):
+    logits = torch.full((1, 4097), -3e38, device=target.device())
+    logits[0, 5] = 3e38
+    assert [number.item() for number in fast.statistics(logits)] == [logits[0, 5].item(), logits[0, 5].item(), 5, 0]
 
 
 def test_a_large_vocabulary(fast):

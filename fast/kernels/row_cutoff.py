@@ -39,12 +39,13 @@ def bytes_read(rows: int, V: int, dtype: torch.dtype, k: bool = False, mass: boo
 
 @triton.jit
 def _load(x, v, V, BITS: tl.constexpr):
-    """A block of logits in float32 and their images, BITS wide and signed; outside the row lies minus infinity, with the least image."""
+    """A block of logits in float32 and their images, BITS wide and signed. Outside the row lies minus infinity: it weighs nothing, and by
+    id it comes after every tie."""
     logits = tl.load(x + v, mask=v < V, other=float("-inf")).to(tl.float32)
     logits = tl.where(logits == 0, 0.0, logits)  # minus zero is zero
     bits = logits.to(tl.int32, bitcast=True)
     image = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return logits, tl.where(v < V, image >> (32 - BITS), -(1 << (BITS - 1)))
+    return logits, image >> (32 - BITS)
 
 
 @triton.jit
@@ -215,7 +216,7 @@ def _cutoff_triton(logits, T, k, mass, ratio, greatest, total, first):
 
 
 def _cutoff_torch(logits, T, k, mass, ratio, greatest, total, first):
-    """Sorts values, as a library without kernels would, and only of rows that are cut, as deep as top-k allows."""
+    """Takes the greatest values, as a library without kernels would: only of rows that are cut, and as deep as their cuts need."""
     V = logits.shape[2]
     lawful = greatest == greatest
     greedy = torch.zeros_like(lawful) if T is None else lawful & ~(T > 0)
@@ -239,19 +240,12 @@ def _cut_rows(x, t, greatest, count, share, measure):
     N, V = x.shape
     weights = ((x - greatest) / t).exp()
     cut = torch.where(weights >= measure.clamp(max=1), x, torch.inf).amin(1, keepdim=True)  # (N, 1); measure 0 keeps all
-    ties = torch.full_like(count, V)
-    depth = V if ((share < 1) & (count == V)).any() else int(torch.where(count < V, count, 0).max())
-    if depth:
-        ordered = x.topk(depth).values  # equal ones are equal: their order does not matter here           (N, depth)
-        inside = torch.arange(depth, device=x.device) < count
-        cumulative = torch.where(inside, ((ordered - greatest) / t).exp(), 0).cumsum(1)
-        short = inside & (cumulative < share * cumulative[:, -1:])
-        kept = torch.where(share < 1, (1 + short.sum(1, keepdim=True)).clamp(max=count), count)  # (N, 1)
-        lowest = ordered.gather(1, kept.clamp(max=depth) - 1)
-        stricter = (kept < V) & (lowest >= cut)
-        cut = torch.where(stricter, lowest, cut)
-        within = (ordered == cut) & (torch.arange(depth, device=x.device) < kept)
-        ties = torch.where(stricter, within.sum(1, keepdim=True), ties)
+    ordered, kept = _beginning(x, weights, t, greatest, count, share)
+    lowest = ordered.gather(1, kept.clamp(max=ordered.shape[1]) - 1)
+    stricter = (kept < V) & (lowest >= cut)
+    cut = torch.where(stricter, lowest, cut)
+    ties = (ordered == cut) & (torch.arange(ordered.shape[1], device=x.device) < kept)  # equal ones are equal: their order is no matter
+    ties = torch.where(stricter, ties.sum(1, keepdim=True), V)
     tie = x == cut
     last_tie = tie & (tie.cumsum(1) <= ties)
     keep = (x > cut) | last_tie
@@ -259,6 +253,22 @@ def _cut_rows(x, t, greatest, count, share, measure):
     some = keep.sum(1) < V
     total = torch.where(keep, weights, 0).sum(1)
     return torch.where(some, cut[:, 0], -torch.inf), torch.where(some, last, V - 1), total
+
+
+def _beginning(x, weights, t, greatest, count, share):
+    """The greatest logits in falling order, as deep as the cuts by count and by mass need, and how many they keep (N, 1)."""
+    V, by_mass = x.shape[1], share < 1
+    depth = int(torch.where(count < V, count, torch.where(by_mass, min(V, 1024), 1)).max())
+    while True:
+        ordered = x.topk(depth).values  # (N, depth)
+        inside = torch.arange(depth, device=x.device) < count
+        cumulative = torch.where(inside, ((ordered - greatest) / t).exp(), 0).cumsum(1)
+        whole = torch.where(count < V, cumulative[:, -1:], weights.sum(1, keepdim=True))
+        short = inside & (cumulative < share * whole)
+        kept = torch.where(by_mass, (1 + short.sum(1, keepdim=True)).clamp(max=count), count)
+        if not (by_mass & (kept > depth)).any():
+            return ordered, kept
+        depth = min(V, 8 * depth)  # some row's mass lies deeper
 
 
 def variants():

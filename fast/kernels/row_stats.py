@@ -66,11 +66,10 @@ def _row(
     products = tl.load(sums + (3 * n + 2) * BLOCKS + blocks)
     greatest = tl.max(maxima, axis=0)
     first = tl.min(tl.where(maxima == greatest, tl.load(firsts + n * BLOCKS + blocks), V), axis=0)
-    empty = maxima == float("-inf")
-    below = tl.where(empty, 0.0, maxima - greatest)
+    below = tl.where(maxima == float("-inf"), 0.0, maxima - greatest)  # a block without an allowed token weighs nothing as it is
     if TEMPERED:
         below = below / _temperature(T, n)
-    scale = tl.where(empty, 0.0, tl.exp(below))
+    scale = tl.exp(below)
     total = tl.sum(weights * scale, axis=0)
     products = tl.where(scale == 0, 0.0, (products + weights * below) * scale)
     entropy = tl.log(total) - tl.sum(products, axis=0) / total

@@ -1,9 +1,9 @@
 """The law of a row in four numbers and a temperature, for batches of logits `(B, V)` or `(B, rows, V)` in float32, bfloat16 or float16.
 
-Every setting is a number for all rows or a tensor of one value per row, shape `(B,)` or `(B, rows)`; values in tensors are not checked,
-since that would wait for the GPU: T of 0 or less is greedy, k of 0 or less, mass of 1 or more and ratio of 0 or less are off. Numbers that
-are off cost nothing. What the spec calls an error, a row without a finite greatest logit, has the id -1 and NaN for its other numbers; its
-probabilities are NaN. Logits are read where they lie: outer strides are free, the innermost axis must be contiguous.
+Every setting is a number for all rows or a tensor of one value per row, shape `(B,)` or `(B, rows)`. Values in tensors are not checked,
+since that would wait for the GPU; what is out of range counts as the nearest in range. Numbers that are off cost nothing. What the spec
+calls an error, a row without a finite greatest logit, has the id -1 and NaN for its other numbers, and so NaN for its probabilities.
+Logits are read where they lie: outer strides are free, the innermost axis must be contiguous.
 """
 
 import torch
