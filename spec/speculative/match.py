@@ -81,8 +81,7 @@ def walk(tokens, parents, choose):
 
     `drafts` are the tokens of the node's children by id. Every tree verifier is this walk, with its own way to choose.
     """
-    if len(parents) != len(tokens) or parents[0] != -1 or any(not 0 <= parents[n] < n for n in range(1, len(parents))):
-        raise ValueError(f"parents must be -1 and then ids lower than the node's own, one per token, not {list(parents)}")
+    check(tokens, parents)
     path = [0]
     while True:
         children = [n for n, parent in enumerate(parents) if parent == path[-1]]
@@ -91,3 +90,9 @@ def walk(tokens, parents, choose):
         if child is None:
             return path[1:], token
         path = [*path, child]
+
+
+def check(tokens, parents):
+    """Refuse what is no tree in order."""
+    if len(parents) != len(tokens) or parents[0] != -1 or any(not 0 <= parents[n] < n for n in range(1, len(parents))):
+        raise ValueError(f"parents must be -1 and then ids lower than the node's own, one per token, not {list(parents)}")
