@@ -89,7 +89,7 @@ def test_counts_and_equals_of_the_greatest_are_cut_without_rounding(fast, regime
 
 
 @given(seeds, st.sampled_from([1, 8, 33, 4097]), dtypes(), st.integers(0, 8), st.sampled_from([0, 4]))
-@example(1, 4097, "float32", 8, 0)
+@example(1, 4097, "float32", 7, 0)
 @example(2, 4097, "bfloat16", 5, 4)
 def test_equal_weights_are_cut_without_rounding(fast, seed, V, dtype, eighths, k):
     """Logits 3, 3 - 200 and minus infinity: weights are 1 or vanish, every sum is exact, and masses in eighths are reached exactly."""

@@ -264,7 +264,7 @@ def _beginning(x, weights, t, greatest, count, share):
         inside = torch.arange(depth, device=x.device) < count
         cumulative = torch.where(inside, ((ordered - greatest) / t).exp(), 0).cumsum(1)
         whole = torch.where(count < V, cumulative[:, -1:], weights.sum(1, keepdim=True))
-        short = inside & (cumulative < share * whole)
+        short = cumulative < share * whole  # beyond the count the sum stands still: nothing more is short
         kept = torch.where(by_mass, (1 + short.sum(1, keepdim=True)).clamp(max=count), count)
         if not (by_mass & (kept > depth)).any():
             return ordered, kept
