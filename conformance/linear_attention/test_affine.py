@@ -10,32 +10,21 @@ from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.linear_attention import battery
 from twofold.conformance.linear_attention.battery import few
+from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws that hold here
+    test_a_run_resumes_at_any_token,
+    test_a_silent_token_is_passed_over,
+    test_every_form_is_the_definition,
+    test_keys_and_queries_scale_against_each_other,
+    test_outputs_and_state_are_linear_in_values_and_state,
+    test_steps_are_the_prefill,
+    test_the_future_does_not_matter,
+    test_the_matrix_is_lower_triangular,
+    test_two_runs_give_the_same_bits,
+)
 from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.linear_attention import affine, gla
 
 NAMES = ("q", "k", "v", "g", "a", "b")
-LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 35])
-
-
-def definition(tokens, S0):
-    return affine.recurrent(*(tokens[name] for name in NAMES), S0)
-
-
-def of_spec():
-    run = lambda form, *options: lambda tokens, S0: form(*(tokens[name] for name in NAMES), S0, *options)
-    forms = {f"chunked in {chunk}": run(affine.chunked, chunk) for chunk in (1, 2, 3, 7, 16, 64)} | {"scan": run(affine.scan)}
-    return battery.Operation(definition, forms, lambda state, token: affine.step(state, *(token[name] for name in NAMES)))
-
-
-def of_fast(fast):
-    forms = {name: battery.on_tensors(getattr(fast, name), NAMES) for name in ("recurrent", "chunked", "scan")}
-    return battery.Operation(definition, forms, battery.one_token(fast.step, NAMES))
-
-
-@pytest.fixture(scope="module", params=battery.SIDES)
-def operation(request):
-    with battery.side(request.param, "linear_attention.affine", of_spec, of_fast) as operation:
-        yield operation
 
 
 def exact_tokens(rng, T, K, V):
@@ -45,53 +34,25 @@ def exact_tokens(rng, T, K, V):
     return tokens | {"a": a, "b": b * (rng.permutation(T) < 3)[:, None]}
 
 
-@st.composite
-def runs(draw):
-    T, (K, V) = draw(LENGTHS), draw(st.sampled_from([(1, 1), (5, 3), (3, 6)]))
-    rng = np.random.default_rng(draw(inputs.seeds))
-    tokens, S0 = exact_tokens(rng, T, K, V), rng.integers(-2, 3, (K, V)).astype(float)
-    return tokens, S0, int(rng.integers(0, T)), rng
+def definition(tokens, S0):
+    return affine.recurrent(*(tokens[name] for name in NAMES), S0)
 
 
-@few
-@given(runs())
-def test_every_form_is_the_definition(operation, run):
-    operation.forms_are_equal(run[0], run[1])
+def of_spec():
+    run = lambda form, *options: lambda tokens, S0: form(*(tokens[name] for name in NAMES), S0, *options)
+    forms = {f"chunked in {chunk}": run(affine.chunked, chunk) for chunk in (1, 2, 3, 7, 16, 64)} | {"scan": run(affine.scan)}
+    return battery.Operation(definition, forms, lambda state, token: affine.step(state, *(token[name] for name in NAMES)), exact_tokens)
 
 
-@few
-@given(runs())
-def test_a_run_resumes_at_any_token(operation, run):
-    tokens, S0, at, _ = run
-    operation.resumes(tokens, S0, at)
+def of_fast(fast):
+    forms = {name: battery.on_tensors(getattr(fast, name), NAMES) for name in ("recurrent", "chunked", "scan")}
+    return battery.Operation(definition, forms, battery.one_token(fast.step, NAMES), exact_tokens)
 
 
-@few
-@given(runs())
-def test_steps_are_the_prefill(operation, run):
-    tokens, S0, at, _ = run
-    operation.steps_like_prefill(tokens, S0, at)
-
-
-@few
-@given(runs())
-def test_the_future_does_not_matter(operation, run):
-    tokens, S0, at, rng = run
-    operation.is_causal(tokens, S0, at, exact_tokens(rng, len(tokens["v"]), *S0.shape))
-
-
-@few
-@given(runs())
-def test_outputs_and_state_are_linear_in_values_and_state(operation, run):
-    tokens, S0, _, rng = run
-    operation.is_linear(tokens, S0, exact_tokens(rng, len(tokens["v"]), *S0.shape)["v"], rng.integers(-2, 3, S0.shape).astype(float))
-
-
-@few
-@given(runs())
-def test_a_silent_token_is_passed_over(operation, run):
-    tokens, S0, at, _ = run
-    operation.passes_over_silence(tokens, S0, at)
+@pytest.fixture(scope="module", params=battery.SIDES)
+def operation(request):
+    with battery.side(request.param, "linear_attention.affine", of_spec, of_fast) as operation:
+        yield operation
 
 
 @pytest.mark.parametrize("T", [0, 1])
@@ -101,10 +62,10 @@ def test_no_token_and_one_token(operation, T):
 
 
 @few
-@given(runs())
-def test_summaries_compose(run):
+@given(battery.cases())
+def test_summaries_compose(case):
     """Affine maps compose associatively, and the summary of a whole is that of its parts."""
-    tokens, S0, at, _ = run
+    tokens, S0, at, *_ = battery.run_of(case, exact_tokens)
     parts = slice(None), slice(0, at), slice(at, None)
     whole, first, second = (affine.summary(*(tokens[name][part] for name in NAMES[1:])) for part in parts)
     exactly(second[0] @ first[0], whole[0], "the map of two parts")
@@ -113,18 +74,18 @@ def test_summaries_compose(run):
 
 
 @few
-@given(runs())
-def test_the_matrix_gives_the_outputs(run):
-    tokens, S0, _, _ = run
+@given(battery.cases())
+def test_the_matrix_gives_the_outputs(case):
+    tokens, S0, *_ = battery.run_of(case, exact_tokens)
     W = affine.matrix(*(tokens[name] for name in ("q", "k", "g", "a", "b")))
     exactly(np.triu(W, 1), np.zeros_like(W), "the matrix above its diagonal")
     exactly(W @ tokens["v"], definition(tokens, np.zeros_like(S0))[0], "the matrix times the values")
 
 
 @few
-@given(runs())
-def test_fast_summary_matrix_and_early_read(fast, run):
-    tokens, S0, _, rng = run
+@given(battery.cases())
+def test_fast_summary_matrix_and_early_read(fast, case):
+    tokens, S0, _, others, _ = battery.run_of(case, exact_tokens)
     tensor = lambda x: inputs.tensor(x[None, :, None], "float32")
     rows = {name: tensor(tokens[name]) for name in NAMES}
     M, B = fast.summary(*(rows[name] for name in NAMES[1:]))
@@ -133,7 +94,7 @@ def test_fast_summary_matrix_and_early_read(fast, run):
     exactly(B[0, 0], expected[1], "what the summary adds")
     names = "q", "k", "g", "a", "b"
     exactly(fast.matrix(*(rows[name] for name in names))[0, 0], affine.matrix(*(tokens[name] for name in names)), "matrix")
-    u = rng.integers(-1, 2, len(S0)).astype(float)
+    u = others["k"][0]
     o, state = fast.recurrent_pre(*rows.values(), inputs.tensor(u[None], "float32"), inputs.tensor(S0[None, None], "float32"))
     expected = affine.recurrent_pre(*(tokens[name] for name in NAMES), u, S0)
     exactly(o[0, :, 0], expected[0], "outputs read before the write")
@@ -141,11 +102,11 @@ def test_fast_summary_matrix_and_early_read(fast, run):
 
 
 @few
-@given(runs())
-def test_the_early_read_sees_one_token_less(run):
+@given(battery.cases())
+def test_the_early_read_sees_one_token_less(case):
     """Read before the write: the output of a query put one token later, to which its own pair is added by the bonus alone."""
-    tokens, S0, _, rng = run
-    u = rng.integers(-1, 2, len(S0)).astype(float)
+    tokens, S0, _, others, _ = battery.run_of(case, exact_tokens)
+    u = others["k"][0]
     o, state = affine.recurrent_pre(*(tokens[name] for name in NAMES), u, S0)
     exactly(state, definition(tokens, S0)[1], "state")
     for t in range(len(o)):

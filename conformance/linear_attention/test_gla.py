@@ -2,18 +2,27 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import exactly
 from twofold.conformance.linear_attention import battery
-from twofold.conformance.linear_attention.battery import few
+from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws that hold here
+    test_a_log_decay_of_minus_infinity_begins_anew,
+    test_a_run_resumes_at_any_token,
+    test_a_silent_token_is_passed_over,
+    test_every_form_is_the_definition,
+    test_keys_and_queries_scale_against_each_other,
+    test_outputs_and_state_are_linear_in_values_and_state,
+    test_steps_are_the_prefill,
+    test_the_future_does_not_matter,
+    test_the_matrix_is_lower_triangular,
+    test_two_runs_give_the_same_bits,
+)
 from twofold.spec.linear_attention import gla
 
 NAMES = ("q", "k", "v", "g")
-SHAPES = st.sampled_from([(1, 1), (5, 3), (16, 16), (20, 70), (40, 7)])  # K != V, no powers of two, more than one tile of either
-LENGTHS = st.sampled_from([1, 2, 15, 16, 17, 33, 35])  # around a sub-chunk and around the chunks of 16 and 32
 
 
 def definition(tokens, S0):
@@ -25,7 +34,7 @@ def of_spec():
     sizes = [(1, 1), (2, 1), (3, 2), (7, 3), (16, 16), (64, 16), (64, 5)]
     forms = {f"chunked in {chunk} by {sub}": run(gla.chunked, chunk, sub) for chunk, sub in sizes}
     step = lambda state, token: gla.step(state, *(token[name] for name in NAMES))
-    return battery.Operation(definition, {"parallel": run(gla.parallel)} | forms, step)
+    return battery.Operation(definition, {"parallel": run(gla.parallel)} | forms, step, battery.exact_tokens)
 
 
 def of_fast(fast):
@@ -34,7 +43,7 @@ def of_fast(fast):
     if getattr(fast, "side", "torch") == "torch":
         forms |= {f"chunked in {chunk}": battery.on_tensors(fast.chunked, NAMES, chunk=chunk) for chunk in (16, 64)}
         forms |= {"recurrent": battery.on_tensors(fast.recurrent, NAMES), "parallel": battery.on_tensors(fast.parallel, NAMES)}
-    return battery.Operation(definition, forms, battery.one_token(fast.step, NAMES))
+    return battery.Operation(definition, forms, battery.one_token(fast.step, NAMES), battery.exact_tokens)
 
 
 @pytest.fixture(scope="module", params=battery.SIDES)
@@ -43,91 +52,10 @@ def operation(request):
         yield operation
 
 
-@st.composite
-def runs(draw, low=1):
-    T, (K, V) = draw(LENGTHS.filter(lambda T: low <= T)), draw(SHAPES)
-    return a_run(T, K, V, draw(inputs.seeds))
-
-
-def a_run(T, K, V, seed, at=None):
-    """Tokens and a state of exact arithmetic, a place between tokens, and the generator for more."""
-    rng = np.random.default_rng(seed)
-    tokens, S0 = battery.exact_tokens(rng, T, K, V), rng.integers(-2, 3, (K, V)).astype(float)
-    return tokens, S0, int(rng.integers(0, T)) if at is None else at, rng
-
-
-@few
-@given(runs())
-def test_every_form_is_the_definition(operation, run):
-    operation.forms_are_equal(run[0], run[1])
-
-
-@few
-@given(runs())
-def test_two_runs_give_the_same_bits(operation, run):
-    operation.repeats(run[0], run[1])
-
-
-@few
-@given(runs())
-def test_a_run_resumes_at_any_token(operation, run):
-    tokens, S0, at, _ = run
-    operation.resumes(tokens, S0, at)
-
-
-@few
-@given(runs())
-def test_steps_are_the_prefill(operation, run):
-    tokens, S0, at, _ = run
-    operation.steps_like_prefill(tokens, S0, at)
-
-
-@few
-@given(runs())
-def test_the_future_does_not_matter(operation, run):
-    tokens, S0, at, rng = run
-    operation.is_causal(tokens, S0, at, battery.exact_tokens(rng, len(tokens["v"]), *S0.shape))
-
-
-@few
-@given(runs())
-def test_outputs_and_state_are_linear_in_values_and_state(operation, run):
-    tokens, S0, _, rng = run
-    other = battery.exact_tokens(rng, len(tokens["v"]), *S0.shape)["v"]
-    operation.is_linear(tokens, S0, other, rng.integers(-2, 3, S0.shape).astype(float))
-
-
-@few
-@given(runs())
-@example(a_run(35, 5, 3, seed=0, at=5))  # forgotten in one sub-chunk, read in another of its chunk
-def test_a_log_decay_of_minus_infinity_begins_anew(operation, run):
-    tokens, S0, at, _ = run
-    operation.forgets(tokens, S0, at)
-
-
-@few
-@given(runs())
-def test_a_silent_token_is_passed_over(operation, run):
-    tokens, S0, at, _ = run
-    operation.passes_over_silence(tokens, S0, at)
-
-
-@few
-@given(runs())
-def test_the_matrix_is_lower_triangular(operation, run):
-    operation.is_a_triangular_matrix(run[0])
-
-
-@few
-@given(runs())
-def test_keys_and_queries_scale_against_each_other(operation, run):
-    operation.scales(run[0], run[1])
-
-
 @pytest.mark.parametrize("T", [0, 1, 17, 35])
 def test_no_token_one_token_two_and_three_chunks(operation, T):
-    rng = np.random.default_rng(T)
-    output, state = operation.demand(battery.exact_tokens(rng, T, 5, 3), np.arange(15.0).reshape(5, 3), f"T = {T}")
+    tokens = battery.exact_tokens(np.random.default_rng(T), T, 5, 3)
+    output, state = operation.demand(tokens, np.arange(15.0).reshape(5, 3), f"T = {T}")
     assert output.shape == (T, 3) and state.shape == (5, 3)
 
 
