@@ -47,7 +47,7 @@ def draft(models, context, lengths, rng, verify=chain.verify):
     while len(tokens) < lengths[-1]:
         text = [*context, *tokens]
         guess, q = draft(smaller, text, lengths[:-1], rng, verify) if smaller else ([], [])
-        p = [model([*text, *guess[:i]]) for i in range(len(guess) + 1)]       # one call of the model
+        p = [model([*text, *guess[:i]]) for i in range(len(guess) + 1)]  # one call of the model
         kept, token = verify(p, q, guess, rng)
         tokens, rows = [*tokens, *guess[:kept], token], [*rows, *p[: kept + 1]]
     return tokens[: lengths[-1]], rows[: lengths[-1]]
