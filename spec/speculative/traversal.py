@@ -1,6 +1,6 @@
 r"""Traversal verification: judge a tree from its leaves up, so that a path is kept or refused as a whole.
 
-Paper: Weng, Mei, Qiu, Chen, Liu, Zhang, Luo, "Traversal Verification for Speculative Tree Decoding", 2025, arXiv:2505.12398, Alg. 2.
+Paper: Weng, Hu, Chen, Liu, Mei, Qiu, Tian, Shi, "Traversal Verification for Speculative Tree Decoding", 2025, arXiv:2505.12398.
 
 Verification from the root down gives up a whole subtree at the first refusal. Here a refusal at a leaf falls back to its siblings, then to
 its parent. A node carries a weight: the root $a = 1$, a child with token $x$
@@ -22,7 +22,7 @@ position that of recursive rejection.
 | `replace` | | bool | whether siblings were drawn independently; else without replacement, as by `sample` |
 
 Deviations: the paper states the rule for both kinds of siblings; where 0/0 stands for a weight it is 1, and the root, whose weight is
-always 1, tosses no coin. Authors and the number of the algorithm are from memory.
+always 1, tosses no coin. The wording of the rule is from memory; the laws that the paper claims for it are proved by the tests.
 Derives from: speculative.block, speculative.rsd.
 """
 
