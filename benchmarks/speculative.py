@@ -37,7 +37,9 @@ def cases(device: torch.device) -> Iterator[Case]:
             yield of_logits(8, 4, vocabulary, torch.float32)
 
 
-def verification(device: torch.device, axis: str, batch: int, gamma: int, vocabulary: int) -> Case:
+def drafted(batch: int, gamma: int, vocabulary: int) -> Callable[[torch.Generator], tuple]:
+    """p, q, a draft drawn from q, and the uniforms."""
+
     def inputs(generator: torch.Generator) -> tuple:
         logits = 2 * normal(generator, batch, gamma + 1, vocabulary)
         p, q = (logits + normal(generator, *logits.shape)).softmax(-1), logits[:, :-1].softmax(-1)
@@ -45,6 +47,10 @@ def verification(device: torch.device, axis: str, batch: int, gamma: int, vocabu
         accept, token = (torch.rand(*shape, generator=generator, device=generator.device) for shape in ((batch, gamma), (batch,)))
         return p, q, draft, accept, token
 
+    return inputs
+
+
+def verification(device: torch.device, axis: str, batch: int, gamma: int, vocabulary: int) -> Case:
     contenders: dict[str, Callable] = {
         "PyTorch, all rows": partial(eager, every=True),
         "PyTorch, one row": partial(eager, every=False),
@@ -55,25 +61,19 @@ def verification(device: torch.device, axis: str, batch: int, gamma: int, vocabu
     return Case(
         chapter="speculative.chain", name=f"verify, {f'B {batch}' if axis == 'V' else f'V {vocabulary}'}", axis=axis,
         at=vocabulary if axis == "V" else batch, shape=f"B {batch}, gamma {gamma}, V {vocabulary}", dtype=torch.float32,
-        bytes=2 * batch * vocabulary * 4, flops=0, inputs=inputs, contenders=contenders,
+        bytes=2 * batch * vocabulary * 4, flops=0, inputs=drafted(batch, gamma, vocabulary), contenders=contenders,
     )  # fmt: skip
 
 
 def as_a_block(batch: int, gamma: int, vocabulary: int) -> Case:
-    def inputs(generator: torch.Generator) -> tuple:
-        logits = 2 * normal(generator, batch, gamma + 1, vocabulary)
-        p, q = (logits + normal(generator, *logits.shape)).softmax(-1), logits[:, :-1].softmax(-1)
-        draft = torch.multinomial(q.flatten(0, 1), 1, generator=generator).view(batch, gamma)
-        accept, token = (torch.rand(*shape, generator=generator, device=generator.device) for shape in ((batch, gamma), (batch,)))
-        return p, q, draft, accept, token
-
     contenders: dict[str, Callable] = {
         "PyTorch": eager_block,
         "twofold": lambda p, q, draft, accept, token: block.verify(p, q, draft, accept=accept, token=token),
     }
     return Case(
         chapter="speculative.block", name=f"verify, B {batch}", axis="V", at=vocabulary, shape=f"B {batch}, gamma {gamma}, V {vocabulary}",
-        dtype=torch.float32, bytes=2 * batch * gamma * vocabulary * 4, flops=0, inputs=inputs, contenders=contenders,
+        dtype=torch.float32, bytes=2 * batch * gamma * vocabulary * 4, flops=0, inputs=drafted(batch, gamma, vocabulary),
+        contenders=contenders,
     )  # fmt: skip
 
 
