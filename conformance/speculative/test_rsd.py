@@ -54,7 +54,7 @@ def test_a_tree_of_any_shape_has_the_targets_law(parents, target, drafter):
 
 @given(models(3, 3), models(3, 3))
 def test_a_tree_of_three_tokens_has_the_targets_law(target, drafter):
-    rounds.lossless(rounds.tree(target, drafter, rounds.branching(3, 1), rsd.verify_tree), target, 3)
+    rounds.lossless(rounds.tree(target, drafter, rounds.branching(2, 1), rsd.verify_tree), target, 3)
 
 
 @given(rows, st.integers(0, 4))

@@ -32,7 +32,7 @@ def test_the_race_is_the_specs(fast, k, V, seed, dtype):
     exactly(drawn, [row + [-1] * (k - len(row)) for row in expected], "drafts")
 
 
-@given(st.integers(1, 4), st.sampled_from([2, 2500]), seeds)
+@given(st.integers(1, 4), st.sampled_from([2, 2100]), seeds)
 def test_a_row_alone_is_the_row_in_a_batch(fast, k, V, seed):
     q = tensor(np.random.default_rng(seed).dirichlet(np.full(V, 0.5), 3), "float32")
     keys = {"request": tensor(np.array([7, 2**40, 0])), "position": tensor(np.array([0, 2**33, 1])), "node": tensor(np.array([0, 5, 2]))}
