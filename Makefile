@@ -8,7 +8,7 @@ CODE := spec fast conformance benchmarks examples tools src/twofold setup.py
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs serve site browser wheel budgets museum bench evidence readme gpu clean
+.PHONY: help demo test lint types docs serve site browser wheel budgets museum examples bench evidence readme gpu clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -50,6 +50,9 @@ budgets: $(READY) ## compile every kernel ahead of time, and hold it to its budg
 
 museum: $(READY) ## plant every known bug, and see the suite catch it
 	$(BIN)/twofold bugs
+
+examples: $(READY) ## train small drafters for a small target, and count what each saves: the two-minute setting
+	$(BIN)/python examples/train_drafters.py --quick --device cpu --folder $$(mktemp -d)
 
 bench: $(READY) ## measure speed on this machine
 	$(BIN)/twofold bench
