@@ -7,6 +7,8 @@ Two launches, no atomics, the same bits on every run and in every batch:
 2. `_row`, one program per row: the blocks in order, rescaled to the row's maximum.
 
 Where the greatest logit is not finite (a NaN anywhere, plus infinity, or no token allowed), the id is -1 and the numbers are NaN.
+
+Rows of probabilities go to `likeliest`, which sums p log p as it stands, needs no maximum for it, and takes plus infinity for a number.
 """
 
 import torch
