@@ -7,8 +7,8 @@ Two launches, no atomics, the same bits on every run and in every batch:
 
 A row with a NaN, or with nothing above minus infinity, has the token -1. Rows that a request does not have are not read and have it too.
 
-`row_stats` finds the greatest number too, of logits: its sums are a softmax's, measured from each block's maximum and at a temperature, where
-these rows are summed as they are. The two share the search for a place, and no sum.
+`row_stats` finds the greatest number too, of logits: its sums are a softmax's, measured from each block's maximum and at a temperature,
+where these rows are summed as they are. The two share the search for a place, and no sum.
 """
 
 from itertools import product
