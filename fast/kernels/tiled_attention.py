@@ -63,6 +63,14 @@ def _allowed(position, key, t_k, left, right, LEFT: tl.constexpr, RIGHT: tl.cons
 
 
 @triton.jit
+def _program(length, heads, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """This program's batch and head, wide enough for offsets, and its block: the last rows first where they have most to do."""
+    blocks = tl.cdiv(length, BLOCK)
+    block, other = tl.program_id(0) % blocks, tl.program_id(0) // blocks
+    return (other // heads).to(tl.int64), (other % heads).to(tl.int64), blocks - 1 - block if LAST_FIRST else block
+
+
+@triton.jit
 def _reach(first, last, back, ahead, length, BACK: tl.constexpr, AHEAD: tl.constexpr, BLOCK: tl.constexpr):
     """Where the tiles that rows first … last see begin, become full, cease to be full and end; x sees x - back … x + ahead."""
     begin = 0
@@ -135,10 +143,7 @@ def _forward_kernel(
     D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, SINK: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(t_q, BLOCK_Q)
-    block = blocks - 1 - tl.program_id(0) % blocks  # under a causal mask the last rows have most to do: they start first
-    b = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    h = (tl.program_id(0) // blocks % heads).to(tl.int64)
+    b, h, block = _program(t_q, heads, BLOCK_Q, True)  # under a causal mask the last queries see most
     k += b * stride_kb + h // group * stride_kh
     v += b * stride_vb + h // group * stride_vh
     lane = tl.arange(0, BLOCK_Q)
@@ -197,10 +202,7 @@ def _query_gradient_kernel(
     D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(t_q, BLOCK_Q)
-    block = blocks - 1 - tl.program_id(0) % blocks
-    b = (tl.program_id(0) // blocks // heads).to(tl.int64)
-    h = (tl.program_id(0) // blocks % heads).to(tl.int64)
+    b, h, block = _program(t_q, heads, BLOCK_Q, True)  # under a causal mask the last queries see most
     k += b * stride_kb + h // group * stride_kh
     v += b * stride_vb + h // group * stride_vh
     lane = tl.arange(0, BLOCK_Q)
@@ -244,11 +246,9 @@ def _key_gradient_kernel(
     D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(t_k, BLOCK_K)
     kv_heads = heads // group
-    start = tl.program_id(0) % blocks * BLOCK_K
-    b = (tl.program_id(0) // blocks // kv_heads).to(tl.int64)
-    h = (tl.program_id(0) // blocks % kv_heads).to(tl.int64)
+    b, h, block = _program(t_k, kv_heads, BLOCK_K, False)
+    start = block * BLOCK_K
     lane = tl.arange(0, BLOCK_K)
     key = start + lane
     offset = t_k - t_q
@@ -278,7 +278,7 @@ def _key_gradient_kernel(
             if SOFTCAP:
                 ds = ds * (1 - s * s)
             acc_k = tl.dot(ds.to(queries.dtype), queries, acc_k, input_precision="ieee")
-    base = ((b * t_k + (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_K + lane) * kv_heads + h)[:, None]
+    base = ((b * t_k + block.to(tl.int64) * BLOCK_K + lane) * kv_heads + h)[:, None]
     inside = (key < t_k)[:, None]
     tl.store(dk + base * D + dim[None, :], (scale * acc_k).to(dk.dtype.element_ty), mask=inside & (dim < D)[None, :])
     tl.store(dv + base * DV + dim_v[None, :], acc_v.to(dv.dtype.element_ty), mask=inside & (dim_v < DV)[None, :])
@@ -291,14 +291,11 @@ def forward_triton(q, k, v, sink, left, right, scale, softcap):
     o = q.new_empty(b, t_q, heads, dv)
     lse = q.new_empty(b, heads, t_q, dtype=torch.float32)
     if lse.numel():
-        config, options = configuration("forward", architecture(q), *_padded(q, v), q.element_size())
-        inner, factor = _score_map(scale, softcap)
+        numbers, constants = _numbers(q, k, v, left, right, scale, softcap), _constants(q, v, left, right, softcap)
+        tile, options = _configuration("forward", q, v)
+        grid = (b * heads * triton.cdiv(t_q, tile["BLOCK_Q"]),)
         with torch.cuda.device_of(q):
-            _forward_kernel[(b * heads * triton.cdiv(t_q, config["BLOCK_Q"]),)](
-                q, k, v, sink, o, lse, *_strides(q, k, v), heads, heads // k.shape[2], t_q, k.shape[1],
-                *_window(q, k, left, right), inner, factor, **_constants(q, v, left, right, softcap), **config,
-                SINK=sink is not None, **options,
-            )  # fmt: skip
+            _forward_kernel[grid](q, k, v, sink, o, lse, *numbers, **constants, **tile, SINK=sink is not None, **options)
     return o, lse
 
 
@@ -309,9 +306,7 @@ def backward_triton(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap
     do, o = do.contiguous(), o.contiguous()
     d = lse.new_empty(b, heads, t_q)
     dq, dk, dv_ = (x.new_empty(x.shape) for x in (q, k, v))
-    inner, factor = _score_map(scale, softcap)
-    constants = _constants(q, v, left, right, softcap)
-    numbers = (heads, heads // kv_heads, t_q, t_k, *_window(q, k, left, right), inner, factor, scale)
+    numbers, constants = _numbers(q, k, v, left, right, scale, softcap), _constants(q, v, left, right, softcap)
     with torch.cuda.device_of(q):
         if d.numel():
             rows, block = d.numel(), 64
@@ -319,15 +314,13 @@ def backward_triton(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap
         sums, delta, dsink = row_terms(d, lse, dlse, sink)
         sums = sums * LOG2E.value
         if dq.numel():
-            config, options = configuration("query", architecture(q), *_padded(q, v), q.element_size())
-            _query_gradient_kernel[(b * heads * triton.cdiv(t_q, config["BLOCK_Q"]),)](
-                q, k, v, do, sums, delta, dq, *_strides(q, k, v), *numbers, **constants, **config, **options
-            )
+            tile, options = _configuration("query", q, v)
+            grid = (b * heads * triton.cdiv(t_q, tile["BLOCK_Q"]),)
+            _query_gradient_kernel[grid](q, k, v, do, sums, delta, dq, *numbers, scale, **constants, **tile, **options)
         if dk.numel():
-            config, options = configuration("key", architecture(q), *_padded(q, v), q.element_size())
-            _key_gradient_kernel[(b * kv_heads * triton.cdiv(t_k, config["BLOCK_K"]),)](
-                q, k, v, do, sums, delta, dk, dv_, *_strides(q, k, v), *numbers, **constants, **config, **options
-            )
+            tile, options = _configuration("key", q, v)
+            grid = (b * kv_heads * triton.cdiv(t_k, tile["BLOCK_K"]),)
+            _key_gradient_kernel[grid](q, k, v, do, sums, delta, dk, dv_, *numbers, scale, **constants, **tile, **options)
     return dq, dk, dv_, dsink
 
 
@@ -365,8 +358,15 @@ def _padded(q, v):
     return max(16, triton.next_power_of_2(q.shape[3])), max(16, triton.next_power_of_2(v.shape[3]))
 
 
-def _strides(*tensors):
-    return [stride for x in tensors for stride in x.stride()[:3]]
+def _configuration(form, q, v):
+    return configuration(form, architecture(q), *_padded(q, v), q.element_size())
+
+
+def _numbers(q, k, v, left, right, scale, softcap):
+    """What every kernel is told of sizes, strides and scores, in the order of its parameters from `stride_qb` to `factor`."""
+    strides = (stride for x in (q, k, v) for stride in x.stride()[:3])
+    sizes = q.shape[2], q.shape[2] // k.shape[2], q.shape[1], k.shape[1]  # heads, group, t_q, t_k
+    return *strides, *sizes, *_window(q, k, left, right), *_score_map(scale, softcap)
 
 
 def _constants(q, v, left, right, softcap):
