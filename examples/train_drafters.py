@@ -443,6 +443,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     setting = QUICK if options.quick else FULL
+    if options.quick:
+        torch.set_num_threads(1)  # threads would wait for each other longer than they work
     console = Console()
     with Progress(console=console) as progress:
         recipe = Recipe(setting, options.folder, torch.device(options.device), progress)
