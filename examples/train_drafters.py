@@ -449,12 +449,13 @@ def main() -> None:
     with Progress(console=console) as progress:
         recipe = Recipe(setting, options.folder, torch.device(options.device), progress)
         rows = measured(trained(recipe), recipe)
-    report = {"setting": setting._asdict() | {"gamma": GAMMA, "nodes": NODES}, "rows": rows, "orderings": orderings(rows)}
+    report = {"what": "tokens per pass of the target", "setting": setting._asdict() | {"gamma": GAMMA, "nodes": NODES}, "rows": rows}
+    report |= {"claims": orderings(rows)}
     report |= {"python": platform.python_version(), "torch": torch.__version__, "device": options.device}
     (options.folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     chart(report, options.folder / "report.svg")
     console.print(shown(report))
-    for what, holds in report["orderings"].items():
+    for what, holds in report["claims"].items():
         console.print(f"{'yes' if holds else 'no ':3}  {what}")
     if min(row["greedy_texts_as_without"] for row in rows) < 0.9:
         raise SystemExit("greedy text depends on the drafter: something is wrong")
