@@ -50,20 +50,21 @@ def contiguous(**tensors: torch.Tensor | None) -> None:
             raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")
 
 
-def chains(draft: torch.Tensor, lengths: torch.Tensor | None, token: torch.Tensor | None, **rows: Any) -> dict[str, int]:
+def chains(draft: torch.Tensor, lengths: torch.Tensor | None, token: torch.Tensor | None = None, **rows: Any) -> dict[str, int]:
     """A batch of drafted chains, and the sizes B, gamma and V.
 
-    `rows` names the target's rows `(B, gamma + 1, V)`, then the drafter's `(B, gamma, V)` or None; draft is `(B, gamma)`, lengths and
-    token `(B,)` or None.
+    `rows` names the target's rows `(B, gamma + 1, V)`, then the drafter's `(B, gamma, V)`, if there are any; draft is `(B, gamma)`, lengths
+    and token `(B,)` or None.
     """
-    (target, p), (drafter, q) = rows.items()
-    sizes = shape(draft=(draft, "B gamma"), **{target: (p, "B rows V")})
+    (target, p), *drafters = rows.items()
+    sizes = shape(**{target: (p, "B rows V")}, draft=(draft, "B gamma"))
     if sizes["rows"] != sizes["gamma"] + 1 or sizes["V"] == 0:
         expected = f"(B, gamma + 1, V) with gamma + 1 = {sizes['gamma'] + 1} and V at least 1"
         raise ValueError(f"{target} must have shape {expected}, not {tuple(p.shape)}")
-    if q is not None:
-        shape(draft=(draft, "B gamma"), **{target: (p, "B rows V"), drafter: (q, "B gamma V")})
-        same(**rows)
+    for drafter, q in drafters:
+        if q is not None:
+            shape(draft=(draft, "B gamma"), **{target: (p, "B rows V"), drafter: (q, "B gamma V")})
+    same(**rows)
     contiguous(**rows)
     dtypes(torch.float32, torch.bfloat16, torch.float16, **{target: p})
     dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)

@@ -168,7 +168,8 @@ with torch.device(target.device()):
     WRONG = {
         r"gamma \+ 1 = 3": dict(p=ZEROS[:, :2]),
         "V at least 1": dict(p=ZEROS[:, :, :0]),
-        "p must have shape": dict(p=ZEROS[:1]),
+        "p must have shape": dict(p=ZEROS[0]),
+        r"draft must have shape \(B, gamma\) with B = 1": dict(p=ZEROS[:1]),
         "p must have dtype": dict(p=ZEROS.double()),
         "p must be contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
         "draft must have shape": dict(draft=torch.zeros(2, dtype=torch.int64)),

@@ -15,8 +15,11 @@ __all__ = ["propose", "verify_top_k", "verify_distance"]
 
 def propose(logits):
     """Every head's likeliest token `(B, K)`, int64, of scores `(B, K, V)`; the first of equals."""
-    checks.shape(logits=(logits, "B K V"))
-    _rows(logits=logits)
+    V = checks.shape(logits=(logits, "B K V"))["V"]
+    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, logits=logits)
+    if V == 0:
+        raise ValueError(f"logits must have V at least 1, not shape {tuple(logits.shape)}")
+    checks.contiguous(logits=logits)
     return likeliest(logits, None, False)[0]
 
 
@@ -68,22 +71,8 @@ def _per_request(setting):
 
 
 def _check(p, draft, lengths, name, setting, least):
-    sizes = checks.shape(p=(p, "B rows V"), draft=(draft, "B gamma"))
-    if sizes["rows"] != sizes["gamma"] + 1:
-        raise ValueError(f"p must have shape (B, gamma + 1, V) with gamma + 1 = {sizes['gamma'] + 1}, not {tuple(p.shape)}")
-    _rows(p=p)
-    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
-    for each, tensor in (("lengths", lengths), (name, setting)):
-        if isinstance(tensor, torch.Tensor):
-            checks.shape(draft=(draft, "B gamma"), **{each: (tensor, "B")})
-    if not isinstance(setting, torch.Tensor) and not setting >= least:
+    checks.chains(draft, lengths, p=p)
+    if isinstance(setting, torch.Tensor):
+        checks.shape(draft=(draft, "B gamma"), **{name: (setting, "B")})
+    elif not setting >= least:
         raise ValueError(f"{name} must be at least {least}, not {setting}")
-
-
-def _rows(**tensors):
-    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, **tensors)
-    for name, tensor in tensors.items():
-        if tensor.shape[-1] == 0:
-            raise ValueError(f"{name} must have V at least 1, not shape {tuple(tensor.shape)}")
-        if tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")

@@ -124,8 +124,7 @@ def _place(p, seed, request, position):
     _check(p)
     if seed is None:
         raise ValueError("give either the noise or a seed")
-    if p.shape[-1] > 1 and p.numel() and p.stride(-1) != 1:
-        raise ValueError(f"p must be contiguous along V (stride 1), not of stride {p.stride(-1)}; outer strides are free")
+    checks.contiguous(p=p)
     checks.dtypes(torch.int64, torch.int32, request=request, position=position)
     for name, tensor in (("request", request), ("position", position)):
         if tensor is not None:

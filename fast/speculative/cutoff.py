@@ -85,8 +85,7 @@ def _check(logits, law=None):
     V = logits.shape[-1]
     if not 0 < V <= 2**24:
         raise ValueError(f"logits must have a V of 1 … 2^24 (counts are exact in float32), not {V}")
-    if V > 1 and logits.numel() and logits.stride(-1) != 1:
-        raise ValueError(f"logits must be contiguous along V (stride 1), not of stride {logits.stride(-1)}; outer strides are free")
+    checks.contiguous(logits=logits)
     for number in law or ():
         if number.shape != logits.shape[:-1]:
             raise ValueError(f"law must hold one number per row, shape {tuple(logits.shape[:-1])}, not {tuple(number.shape)}")

@@ -19,19 +19,8 @@ def verify(p, draft, *, lengths=None):
     p `(B, gamma + 1, V)` are probabilities or logits in float32, bfloat16 or float16, draft `(B, gamma)` the drafted ids. `lengths` `(B,)`
     shortens drafts (0 … gamma, clamped): rows and entries past a request's length are not read, and its bonus row is `p[b, lengths[b]]`.
     """
-    B, gamma, V = (checks.shape(draft=(draft, "B gamma"), p=(p, "B rows V"))[axis] for axis in ("B", "gamma", "V"))
-    if p.shape[1] != gamma + 1 or V == 0:
-        raise ValueError(f"p must have shape (B, gamma + 1, V) with gamma + 1 = {gamma + 1} and V at least 1, not {tuple(p.shape)}")
-    if p.numel() and V > 1 and p.stride(-1) != 1:
-        raise ValueError(f"p must be contiguous along V (stride 1), not of stride {p.stride(-1)}; outer strides are free")
-    checks.dtypes(torch.float32, torch.bfloat16, torch.float16, p=p)
-    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
-    if lengths is not None:
-        checks.shape(draft=(draft, "B gamma"), lengths=(lengths, "B"))
-        lengths = lengths.long().clamp(0, gamma)
-    for name, each in (("draft", draft), ("lengths", lengths)):
-        if each is not None and each.device != p.device:
-            raise ValueError(f"{name} must be on the device of p, {p.device}, not on {each.device}")
+    gamma = checks.chains(draft, lengths, p=p)["gamma"]
+    lengths = None if lengths is None else lengths.long().clamp(0, gamma)
     token = likeliest(p, None if lengths is None else lengths + 1, False)[0]  # (B, gamma + 1)
     agrees = (token[:, :-1] == draft) & (draft >= 0)
     if lengths is not None:

@@ -22,13 +22,8 @@ def verify(p, draft, *, lengths=None, token=None, seed=None, request=None, posit
     order of position; without them they come from `seed` and belong to the request id (`request` `(B,)`, default 0 … B - 1) and to the
     place of `draft[b, 0]` in the text (`position` `(B,)`, default 0).
     """
-    B, gamma = (checks.shape(p=(p, "B rows V"), draft=(draft, "B gamma"))[axis] for axis in ("B", "gamma"))
-    if p.shape[1] != gamma + 1:
-        raise ValueError(f"p must have shape (B, gamma + 1, V) with gamma + 1 = {gamma + 1}, not {tuple(p.shape)}")
-    checks.dtypes(torch.int64, torch.int32, draft=draft, lengths=lengths)
-    if lengths is not None:
-        checks.shape(draft=(draft, "B gamma"), lengths=(lengths, "B"))
-        lengths = lengths.clamp(min=0) + 1  # nodes, with the root
+    B, gamma = (checks.chains(draft, lengths, p=p)[axis] for axis in ("B", "gamma"))
+    lengths = None if lengths is None else lengths.clamp(min=0) + 1  # nodes, with the root
     tokens = torch.nn.functional.pad(draft, (1, 0))
     parents = torch.arange(-1, gamma, device=draft.device, dtype=draft.dtype).expand(B, gamma + 1)
     path, drawn = walk(p, None, tokens, parents, lengths, None, token, seed, request, position, MATCH)
@@ -92,12 +87,8 @@ def walk(p, q, tokens, parents, lengths, accept, token, seed, request, position,
     checks.same(tokens=tokens, parents=parents)
     if lengths is not None:
         checks.shape(tokens=(tokens, "B N"), lengths=(lengths, "B"))
-    for name, tensor in (("p", p), ("q", q)):
-        if tensor is not None and tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")
-    for name, tensor in (("tokens", tokens), ("lengths", lengths)):
-        if tensor is not None and tensor.device != p.device:
-            raise ValueError(f"{name} must be on the device of p, {p.device}, not on {tensor.device}")
+    checks.contiguous(p=p, q=q)
+    checks.same_device(p=p, tokens=tokens, lengths=lengths)
     if mode == MATCH:
         coins = None if token is None else torch.empty(len(p), 0, device=p.device)  # nothing is accepted or refused
         accept, token = philox.tape(p, seed, request, position, accept=(coins, 0), token=(token, sizes["N"]))

@@ -56,7 +56,7 @@ def commit(cache, path, *, start=None, in_place=False):
     checks.dtypes(torch.int64, torch.int32, path=path, start=start)
     if start is not None:
         checks.shape(path=(path, "B D"), start=(start, "B"))
-    _same_device(cache, "cache", path=path, start=start)
+    checks.same_device(cache=cache, path=path, start=start)
     if path.shape[1] > LONGEST:
         raise ValueError(f"path must hold at most {LONGEST} nodes, not {path.shape[1]}")
     if not in_place:
@@ -74,14 +74,8 @@ def _built(parents, lengths):
         raise ValueError(f"parents must have room for the root, shape (B, N) with N at least 1, not {tuple(parents.shape)}")
     if lengths is not None:
         checks.shape(parents=(parents, "B N"), lengths=(lengths, "B"))
-    _same_device(parents, "parents", lengths=lengths)
+    checks.same_device(parents=parents, lengths=lengths)
     return build_tree(parents, lengths)
-
-
-def _same_device(reference, first, **tensors):
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != reference.device:
-            raise ValueError(f"{name} must be on the device of {first}, {reference.device}, not on {tensor.device}")
 
 
 def _unpacked(words, N):

@@ -29,9 +29,7 @@ def verify_tree(p, tokens, parents, eps, delta, *, lengths=None):
     if lengths is not None:
         checks.shape(tokens=(tokens, "B N"), lengths=(lengths, "B"))
         lengths = lengths.long().clamp(1, N)
-    for name, each in (("tokens", tokens), ("parents", parents), ("lengths", lengths)):
-        if each is not None and each.device != p.device:
-            raise ValueError(f"{name} must be on the device of p, {p.device}, not on {each.device}")
+    checks.same_device(p=p, tokens=tokens, parents=parents, lengths=lengths)
     likely, entropy = likeliest(p, lengths, True)  # (B, N)
     node = torch.arange(N, device=p.device)
     drafted = (node > 0) & (parents >= 0) & (parents < node) & (tokens >= 0) & (tokens < V)
@@ -56,8 +54,7 @@ def _rows(p, eps, delta):
     checks.dtypes(torch.float32, torch.bfloat16, torch.float16, p=p)
     if p.shape[-1] == 0:
         raise ValueError(f"p must have V at least 1, not the shape {tuple(p.shape)}")
-    if p.numel() and p.shape[-1] > 1 and p.stride(-1) != 1:
-        raise ValueError(f"p must be contiguous along V (stride 1), not of stride {p.stride(-1)}; outer strides are free")
+    checks.contiguous(p=p)
     for name, number in (("eps", eps), ("delta", delta)):
         if not number >= 0:
             raise ValueError(f"{name} must be at least 0, not {number}")
