@@ -8,11 +8,16 @@ that is not sure.
 
 import numpy as np
 
+from twofold.conformance.compare import exactly
 from twofold.conformance.inputs import array, tensor
+from twofold.conformance.law import DRAFT, TARGET
 from twofold.conformance.tape import UNIT, exact
 from twofold.spec.rng import Tape
 
-__all__ = ["answers", "by_fast", "certain", "drafted", "geometric", "likeliest", "parents_of", "pruned", "unneeded"]
+__all__ = [
+    "answers", "by_fast", "certain", "drafted", "emitted", "geometric", "likeliest", "on_the_pair", "parents_of", "pruned",
+    "requests_do_not_meet", "rows_of", "unneeded",
+]  # fmt: skip
 
 U = float(UNIT)
 
@@ -47,6 +52,19 @@ def likeliest(q, parents):
             row, elder = q[b, parents[b, n]], (parents[b, 1:n] == parents[b, n]).sum()
             tokens[b, n] = np.argsort(-row, kind="stable")[elder] if elder < np.count_nonzero(row) else -1
     return tokens
+
+
+def rows_of(model):
+    """A model of three tokens that sees the last one only, as rows: row 1 + x is the law after x, row 0 that at the start."""
+    return np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
+
+
+def on_the_pair(B, shape, seed=11):
+    """Trees of this shape drafted on the reference pair: p, q `(B, N, 3)`, tokens and parents `(B, N)`; siblings are independent."""
+    rng, p, q, tokens = np.random.default_rng(seed), rows_of(TARGET), rows_of(DRAFT), np.full((B, len(shape)), -1)
+    for n in range(1, len(shape)):
+        tokens[:, n] = (rng.random(B)[:, None] > q[1 + tokens[:, shape[n]]].cumsum(1)).sum(1)
+    return p[1 + tokens], q[1 + tokens], tokens, np.tile(shape, (B, 1))
 
 
 def geometric(rng, *shape):
@@ -94,6 +112,22 @@ def by_fast(verify, p, q, tokens, parents, dtype="float32", layout="contiguous",
         name: tensor(x, None if x.dtype.kind == "i" else "float32") if isinstance(x, np.ndarray) else x for name, x in keywords.items()
     }
     return tuple(array(x) for x in verify(*rows, tensor(tokens), tensor(parents), **keywords))
+
+
+def emitted(tokens, path, drawn):
+    """The text of each request: the tokens on its path, and the one that follows."""
+    return [(*row[nodes[nodes >= 0]].tolist(), int(last)) for row, nodes, last in zip(tokens, path, drawn, strict=True)]
+
+
+def requests_do_not_meet(verify, p, q, tokens, parents, **keywords):
+    """Three requests, of ids and places beyond 32 bits, answer alone and in another order as they do together."""
+    keys = {"request": np.array([7, 2**40, 0]), "position": np.array([0, 2**33, 1])}
+    rows = lambda b: [None if x is None else x[b] for x in (p, q, tokens, parents)]
+    run = lambda b: by_fast(verify, *rows(b), **keywords, **{name: key[b] for name, key in keys.items()})
+    together = run([0, 1, 2])
+    for order in ([2, 1, 0], [0], [1], [2]):
+        for some, all_ in zip(run(order), together, strict=True):
+            exactly(some, all_[order], f"requests {order}")
 
 
 def unneeded(p, q, tokens, parents, lengths, path):

@@ -14,6 +14,7 @@ from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, dtypes, rounded, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, law
 from twofold.conformance.speculative import rounds
+from twofold.conformance.speculative.forests import on_the_pair
 from twofold.conformance.speculative.test_chain_kernel import layouts, problem
 from twofold.conformance.tape import UNIT, exact
 from twofold.fast import backend
@@ -197,13 +198,9 @@ def test_a_request_alone_is_the_request_in_a_batch(fast, gamma, V, seed):
 
 def test_seeded_outputs_follow_the_exact_law(fast):
     B = 20_000 if fast.side == "torch" else 100  # the interpreter takes a millisecond per program
-    rng, rows = np.random.default_rng(11), lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
-    p, q = rows(TARGET), rows(DRAFT)
-    first = rng.choice(3, B, p=q[0])
-    second = (rng.random(B)[:, None] > q[1 + first].cumsum(1)).sum(1)
-    at = np.stack([np.zeros(B, int), 1 + first, 1 + second], 1)
-    draft = at[:, 1:] - 1
-    kept, drawn = by_fast(fast, p[at], q[at[:, :2]], draft, seed=2024)
+    p, q, tokens, _ = on_the_pair(B, (-1, 0, 1))
+    draft = tokens[:, 1:]
+    kept, drawn = by_fast(fast, p, q[:, :2], draft, seed=2024)
     emitted = [(*draft[b, : kept[b]].tolist(), int(drawn[b])) for b in range(B)]
     consistent(emitted, law(rounds.chain(TARGET, DRAFT, 2, block.verify)))
     if B >= 20_000:  # the same samples refute the law of the token-wise residual, which is off by 1/54: the test has power

@@ -10,6 +10,7 @@ from twofold.conformance.compare import exactly
 from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, dtypes, rounded, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, law
+from twofold.conformance.speculative.forests import on_the_pair
 from twofold.conformance.speculative.test_chain import round_of
 from twofold.conformance.tape import Certified, exact
 from twofold.spec.speculative import chain
@@ -160,13 +161,9 @@ def test_one_hot_rows_and_lenience_one_change_no_bit(fast, gamma, V, seed):
 
 def test_seeded_outputs_follow_the_exact_law(fast):
     B = 20_000 if fast.side == "torch" else 100  # the interpreter takes a millisecond per program
-    rng, rows = np.random.default_rng(11), lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
-    p, q = rows(TARGET), rows(DRAFT)
-    first = rng.choice(3, B, p=q[0])
-    second = (rng.random(B)[:, None] > q[1 + first].cumsum(1)).sum(1)
-    draft = np.stack([first, second], 1)
-    at = np.stack([np.zeros(B, int), 1 + first, 1 + second], 1)
-    kept, drawn = by_fast(fast, "verify", p[at], q[at[:, :2]], tensor(draft), 1.0, seed=2024)
+    p, q, tokens, _ = on_the_pair(B, (-1, 0, 1))
+    draft = tokens[:, 1:]
+    kept, drawn = by_fast(fast, "verify", p, q[:, :2], tensor(draft), 1.0, seed=2024)
     emitted = [(*draft[b, : kept[b]].tolist(), int(drawn[b])) for b in range(B)]
     consistent(emitted, law(round_of(TARGET, DRAFT, 2)))
     if B >= 20_000:  # the same samples refute the law of a sampler that draws its correction from p: the test has power

@@ -11,7 +11,7 @@ from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import dtypes, rounded, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, law
 from twofold.conformance.speculative import rounds
-from twofold.conformance.speculative.forests import answers, by_fast, drafted, parents_of
+from twofold.conformance.speculative.forests import answers, by_fast, drafted, emitted, on_the_pair, parents_of, requests_do_not_meet
 from twofold.conformance.speculative.test_chain_kernel import dyadic, layouts
 from twofold.conformance.tape import Certified, exact
 from twofold.spec.rng import Tape
@@ -110,32 +110,18 @@ def test_what_is_not_visited_is_not_read(fast, N, V, seed):
 def test_a_request_alone_is_the_request_in_a_batch(fast, N, V, seed):
     rng = np.random.default_rng(seed)
     p, tokens, parents, _ = problem(rng, 3, N, V, lambda rng, *shape: rng.dirichlet(np.full(shape[-1], 0.5), shape[:-1]))
-    request, position = np.array([7, 2**40, 0]), np.array([0, 2**33, 1])
-    run = lambda b: by_fast(fast.verify_tree, p[b], None, tokens[b], parents[b], seed=seed, request=request[b], position=position[b])
-    together = run([0, 1, 2])
-    for b in range(3):
-        for one, all_ in zip(run([b]), together):
-            exactly(one[0], all_[b], f"request {b}")
-    for one, all_ in zip(run([2, 0, 1]), together):
-        exactly(one, all_[[2, 0, 1]], "another order")
+    requests_do_not_meet(fast.verify_tree, p, None, tokens, parents, seed=seed)
 
 
 def test_seeded_outputs_follow_the_exact_law(fast):
     B = 20_000 if fast.side == "torch" else 100  # the interpreter takes a millisecond per program
     shape = rounds.branching(2, 1)
-    rng = np.random.default_rng(11)
-    rows = lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
-    p, q = rows(TARGET), rows(DRAFT)
-    parents = np.tile(shape, (B, 1))
-    last = np.full((B, len(shape)), -1)
-    for n in range(1, len(shape)):
-        last[:, n] = (rng.random(B)[:, None] > q[1 + last[:, shape[n]]].cumsum(1)).sum(1)
-    path, drawn = by_fast(fast.verify_tree, p[1 + last], None, last, parents, seed=2024)
-    emitted = [(*last[b][path[b][path[b] >= 0]].tolist(), int(drawn[b])) for b in range(B)]
-    consistent(emitted, law(rounds.tree(TARGET, DRAFT, shape, match.verify_tree)))
+    p, _, tokens, parents = on_the_pair(B, shape)
+    texts = emitted(tokens, *by_fast(fast.verify_tree, p, None, tokens, parents, seed=2024))
+    consistent(texts, law(rounds.tree(TARGET, DRAFT, shape, match.verify_tree)))
     if B >= 20_000:  # the same samples refute the law of trees drafted without replacement: the test has power
         with pytest.raises(AssertionError, match="do not follow the law"):
-            consistent(emitted, law(rounds.tree(TARGET, DRAFT, shape, match.verify_tree, rounds.distinct)))
+            consistent(texts, law(rounds.tree(TARGET, DRAFT, shape, match.verify_tree, rounds.distinct)))
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_one_others(fast):

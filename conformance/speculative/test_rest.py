@@ -10,6 +10,7 @@ from twofold.conformance.compare import exactly
 from twofold.conformance.inputs import array, seeds, tensor
 from twofold.conformance.law import models
 from twofold.conformance.speculative import rounds
+from twofold.conformance.speculative.test_suffix_decoding import followers, occurrences, paths
 from twofold.spec.speculative import match, rest, suffix_decoding
 
 budgets = st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(0, 6))  # n_max, depth, nodes
@@ -20,27 +21,6 @@ def corpus(rng, V, parts=4, longest=8):
     texts = [rng.integers(0, V, rng.integers(0, longest + 1)).tolist() for _ in range(rng.integers(0, parts + 1))]
     tokens = [token for text in texts for token in [*text, -1]]
     return tokens[: len(tokens) - int(rng.integers(0, 2))]
-
-
-def occurrences(tokens, substring):
-    n = len(substring)
-    return sum(tuple(tokens[i : i + n]) == tuple(substring) for i in range(len(tokens) - n + 1))
-
-
-def followers(tokens, matched, depth):
-    """Every continuation of a match, with how often it stands in the texts."""
-    found, layer = {}, [()]
-    for _ in range(depth):
-        layer = [(*path, token) for path in layer for token in set(tokens) - {-1} if occurrences(tokens, (*matched, *path, token))]
-        found |= {path: occurrences(tokens, (*matched, *path)) for path in layer}
-    return found
-
-
-def paths(tokens, parents):
-    found = [()]
-    for token, parent in zip(tokens[1:], parents[1:], strict=True):
-        found.append((*found[parent], token))
-    return found[1:]
 
 
 @given(seeds, st.integers(1, 3))

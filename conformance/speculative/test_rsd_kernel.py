@@ -10,7 +10,19 @@ from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import dtypes, rounded, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, law
 from twofold.conformance.speculative import rounds
-from twofold.conformance.speculative.forests import answers, by_fast, certain, drafted, geometric, likeliest, parents_of, unneeded
+from twofold.conformance.speculative.forests import (
+    answers,
+    by_fast,
+    certain,
+    drafted,
+    emitted,
+    geometric,
+    likeliest,
+    parents_of,
+    requests_do_not_meet,
+    rows_of,
+    unneeded,
+)
 from twofold.conformance.speculative.test_chain_kernel import dyadic, layouts
 from twofold.conformance.speculative.test_specinfer_kernel import Unnormalized, uniforms
 from twofold.conformance.tape import exact
@@ -102,26 +114,19 @@ def test_what_is_not_needed_is_not_read(fast, N, V, seed):
 def test_a_request_alone_is_the_request_in_a_batch(fast, N, V, seed):
     rng = np.random.default_rng(seed)
     p, q, tokens, parents, _ = random_problem(rng, 3, N, V)
-    keys = {"request": np.array([7, 2**40, 0]), "position": np.array([0, 2**33, 1])}
-    run = lambda b: by_fast(fast.verify_tree, p[b], q[b], tokens[b], parents[b], seed=seed, **{name: key[b] for name, key in keys.items()})
-    together, another = run([0, 1, 2]), run([2, 0, 1])
-    for all_, order, one in zip(together, another, run([1])):
-        exactly(one[0], all_[1], "request 1")
-        exactly(order, all_[[2, 0, 1]], "another order")
+    requests_do_not_meet(fast.verify_tree, p, q, tokens, parents, seed=seed)
 
 
 def test_seeded_rounds_follow_the_exact_law(fast):
     """The whole round is seeded: a race drafts each level, the walk verifies."""
     B = 20_000 if fast.side == "torch" else 60  # the interpreter takes a millisecond per program
-    rows = lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
-    p, q = rows(TARGET), rows(DRAFT)
+    p, q = rows_of(TARGET), rows_of(DRAFT)
     draw = lambda last, k, node: fast.sample(tensor(q[1 + last], "float32"), k, seed=7, node=tensor(np.full(B, node))).cpu().numpy()
     first = draw(np.full(B, -1), 2, 0)
     tokens = np.concatenate([np.full((B, 1), -1), first, draw(first[:, 0], 1, 1), draw(first[:, 1], 1, 2)], 1)
     shape = rounds.branching(2, 1)
-    path, drawn = by_fast(fast.verify_tree, p[1 + tokens], q[1 + tokens], tokens, np.tile(shape, (B, 1)), seed=7)
-    emitted = [(*tokens[b][path[b][path[b] >= 0]].tolist(), int(drawn[b])) for b in range(B)]
-    consistent(emitted, law(rounds.tree(TARGET, DRAFT, shape, rsd.verify_tree)))
+    texts = emitted(tokens, *by_fast(fast.verify_tree, p[1 + tokens], q[1 + tokens], tokens, np.tile(shape, (B, 1)), seed=7))
+    consistent(texts, law(rounds.tree(TARGET, DRAFT, shape, rsd.verify_tree)))
     if B >= 20_000:  # the same samples refute the law of independent drafts: the test has power
         with pytest.raises(AssertionError, match="do not follow the law"):
-            consistent(emitted, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree)))
+            consistent(texts, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree)))

@@ -12,6 +12,7 @@ from twofold.conformance.compare import exactly
 from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, dtypes, rounded, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, law
+from twofold.conformance.speculative.forests import on_the_pair
 from twofold.conformance.speculative.test_specdec_plus import adaptive, dropping, stopping
 from twofold.conformance.tape import exact
 from twofold.fast.speculative import chain as fast_chain
@@ -60,14 +61,11 @@ def test_a_request_alone_is_the_request_in_a_batch(fast, n, seed):
 
 def test_lengths_given_to_the_verifier_keep_the_law(fast):
     B, h = (20_000 if fast.side == "torch" else 20), 0.4
-    rows = lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
-    p, q, rng = rows(TARGET), rows(DRAFT), np.random.default_rng(3)
-    first = rng.choice(3, B, p=q[0])
-    draft = np.stack([first, (rng.random(B)[:, None] > q[1 + first].cumsum(1)).sum(1)], 1)
-    at = np.stack([np.zeros(B, int), 1 + draft[:, 0], 1 + draft[:, 1]], 1)
-    confidences = tensor(np.take_along_axis(q[at[:, :2]], draft[..., None], 2)[..., 0], "float32")  # q(x), which has seen x
+    p, q, tokens, _ = on_the_pair(B, (-1, 0, 1), seed=3)
+    draft, q = tokens[:, 1:], q[:, :2]
+    confidences = tensor(np.take_along_axis(q, draft[..., None], 2)[..., 0], "float32")  # q(x), which has seen x
     lengths = fast.stop(confidences, h)
-    kept, token = fast_chain.verify(tensor(p[at], "float32"), tensor(q[at[:, :2]], "float32"), tensor(draft), lengths=lengths, seed=5)
+    kept, token = fast_chain.verify(tensor(p, "float32"), tensor(q, "float32"), tensor(draft), lengths=lengths, seed=5)
     emitted = [(*draft[b, :k].tolist(), x) for b, (k, x) in enumerate(zip(kept.tolist(), token.tolist(), strict=True))]
     consistent(emitted, law(adaptive(TARGET, DRAFT, 2, stopping(DRAFT, F(2, 5)))))
     if B >= 20_000:

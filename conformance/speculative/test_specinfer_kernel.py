@@ -11,7 +11,17 @@ from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, dtypes, rounded, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, law
 from twofold.conformance.speculative import rounds
-from twofold.conformance.speculative.forests import answers, by_fast, certain, drafted, parents_of, unneeded
+from twofold.conformance.speculative.forests import (
+    answers,
+    by_fast,
+    certain,
+    drafted,
+    emitted,
+    on_the_pair,
+    parents_of,
+    requests_do_not_meet,
+    unneeded,
+)
 from twofold.conformance.speculative.test_chain_kernel import dyadic, layouts
 from twofold.conformance.tape import exact
 from twofold.fast.speculative import chain as fast_chain
@@ -123,29 +133,18 @@ def test_what_is_not_needed_is_not_read(fast, N, V, seed):
 def test_a_request_alone_is_the_request_in_a_batch(fast, N, V, seed):
     rng = np.random.default_rng(seed)
     p, q, tokens, parents, _ = problem(rng, 3, N, V, lambda rng, *shape: rng.dirichlet(np.full(shape[-1], 0.5), shape[:-1]))
-    keys = {"request": np.array([7, 2**40, 0]), "position": np.array([0, 2**33, 1])}
-    run = lambda b: by_fast(fast.verify_tree, p[b], q[b], tokens[b], parents[b], seed=seed, **{name: key[b] for name, key in keys.items()})
-    together, another = run([0, 1, 2]), run([2, 0, 1])
-    for all_, order, one in zip(together, another, run([1])):
-        exactly(one[0], all_[1], "request 1")
-        exactly(order, all_[[2, 0, 1]], "another order")
+    requests_do_not_meet(fast.verify_tree, p, q, tokens, parents, seed=seed)
 
 
 def test_seeded_outputs_follow_the_exact_law(fast):
     B = 20_000 if fast.side == "torch" else 100  # the interpreter takes a millisecond per program
     shape = rounds.branching(2, 1)
-    rng = np.random.default_rng(11)
-    rows = lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
-    p, q = rows(TARGET), rows(DRAFT)
-    last = np.full((B, len(shape)), -1)
-    for n in range(1, len(shape)):
-        last[:, n] = (rng.random(B)[:, None] > q[1 + last[:, shape[n]]].cumsum(1)).sum(1)
-    path, drawn = by_fast(fast.verify_tree, p[1 + last], q[1 + last], last, np.tile(shape, (B, 1)), seed=2024)
-    emitted = [(*last[b][path[b][path[b] >= 0]].tolist(), int(drawn[b])) for b in range(B)]
-    consistent(emitted, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree)))
+    p, q, tokens, parents = on_the_pair(B, shape)
+    texts = emitted(tokens, *by_fast(fast.verify_tree, p, q, tokens, parents, seed=2024))
+    consistent(texts, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree)))
     if B >= 20_000:  # the same samples refute the law of a tree without replacement: the test has power
         with pytest.raises(AssertionError, match="do not follow the law"):
-            consistent(emitted, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree, rounds.distinct)))
+            consistent(texts, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree, rounds.distinct)))
 
 
 def test_the_same_seed_gives_the_same_tokens_and_another_one_others(fast):

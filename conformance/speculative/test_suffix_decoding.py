@@ -31,13 +31,18 @@ def occurrences(tokens, substring):
     return sum(tuple(tokens[i : i + n]) == tuple(substring) for i in range(len(tokens) - n + 1))
 
 
-def below(tokens, matched, most):
-    """Every continuation of a match that stands in the texts, up to `most` tokens deep, with its D."""
+def followers(tokens, matched, depth):
+    """Every continuation of a match up to this depth, with how often it stands in the texts."""
     found, layer = {}, [()]
-    for _ in range(most):
+    for _ in range(depth):
         layer = [(*path, token) for path in layer for token in set(tokens) - {-1} if occurrences(tokens, (*matched, *path, token))]
-        found |= {path: Fraction(occurrences(tokens, (*matched, *path)), occurrences(tokens, matched)) for path in layer}
+        found |= {path: occurrences(tokens, (*matched, *path)) for path in layer}
     return found
+
+
+def below(tokens, matched, most):
+    """Every continuation of a match up to `most` tokens deep, with its D."""
+    return {path: Fraction(count, occurrences(tokens, matched)) for path, count in followers(tokens, matched, most).items()}
 
 
 def trees(paths, size):

@@ -14,7 +14,7 @@ from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, dtypes, rounded, seeds
 from twofold.conformance.law import DRAFT, TARGET, law, models
 from twofold.conformance.speculative import rounds
-from twofold.conformance.speculative.forests import answers, by_fast, drafted, parents_of
+from twofold.conformance.speculative.forests import answers, by_fast, drafted, emitted, on_the_pair, parents_of, requests_do_not_meet
 from twofold.conformance.tape import Certified
 from twofold.fast.speculative import traversal as fast_traversal
 from twofold.spec.rng import Tape
@@ -122,12 +122,7 @@ def test_trees_are_judged_as_by_the_spec_wherever_rounding_could_not_matter(fast
 def test_a_request_alone_is_the_request_in_a_batch(fast, N, V, seed, replace):
     rng = np.random.default_rng(seed)
     p, q, tokens, parents, _ = problem(rng, 3, N, V, replace)
-    keys = {"request": np.array([7, 2**40, 0]), "position": np.array([0, 2**33, 1])}
-    fixed = {"seed": seed, "replace": replace}
-    run = lambda b: by_fast(fast.verify_tree, p[b], q[b], tokens[b], parents[b], **fixed, **{name: key[b] for name, key in keys.items()})
-    for all_, order, one in zip(run([0, 1, 2]), run([2, 0, 1]), run([1])):
-        exactly(one[0], all_[1], "request 1")
-        exactly(order, all_[[2, 0, 1]], "another order")
+    requests_do_not_meet(fast.verify_tree, p, q, tokens, parents, seed=seed, replace=replace)
 
 
 @given(st.integers(2, 7), seeds, st.booleans())
@@ -146,17 +141,12 @@ def test_what_lies_past_a_tree_or_was_never_drafted_from_is_not_read(fast, N, se
 
 
 def test_seeded_outputs_follow_the_exact_law(fast):
-    B, shape, rng = 20_000, rounds.branching(2, 1), np.random.default_rng(11)
-    rows = lambda model: np.array([model(()), *(model((x,)) for x in range(3))], dtype=float)
-    p, q = rows(TARGET), rows(DRAFT)
-    last = np.full((B, 5), -1)
-    for n in range(1, 5):
-        last[:, n] = (rng.random(B)[:, None] > q[1 + last[:, shape[n]]].cumsum(1)).sum(1)
-    path, drawn = by_fast(fast.verify_tree, p[1 + last], q[1 + last], last, np.tile(shape, (B, 1)), replace=True, seed=2024)
-    emitted = [(*last[b][path[b][path[b] >= 0]].tolist(), int(drawn[b])) for b in range(B)]
-    consistent(emitted, law(tree(TARGET, DRAFT, shape, True)))
+    shape = rounds.branching(2, 1)
+    p, q, tokens, parents = on_the_pair(20_000, shape)
+    texts = emitted(tokens, *by_fast(fast.verify_tree, p, q, tokens, parents, replace=True, seed=2024))
+    consistent(texts, law(tree(TARGET, DRAFT, shape, True)))
     with pytest.raises(AssertionError, match="do not follow the law"):
-        consistent(emitted, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree)))
+        consistent(texts, law(rounds.tree(TARGET, DRAFT, shape, specinfer.verify_tree)))
 
 
 def one(fast, p, q, drafts, accept, token=0.5, replace=False):
