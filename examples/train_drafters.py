@@ -431,7 +431,7 @@ def chart(report: dict[str, Any], path: Path) -> None:
         panel.set_yticks(range(len(rows)), [" · ".join((row["drafter"], row["shape"], row["verification"])) for row in rows])
         panel.set_xlabel("tokens per pass of the target")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, loc="lower right")
+        panel.legend(frameon=False, loc="upper right")
         figure.savefig(path, transparent=True, metadata={"Date": None})
         plt.close(figure)
 
