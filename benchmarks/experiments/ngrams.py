@@ -28,6 +28,7 @@ def run() -> dict[str, Any]:
         for gamma in GAMMAS:
             token, block = by_token(p, q, x, gamma), by_block(p, q, x, gamma)
             row = {"target": target, "drafter": drafter, "drafted": gamma, "acceptance": round(float(alpha), 3)}
+            row |= {"speed_up_if_drafts_were_free": round(1 / (1 - float(alpha)), 3)}
             row |= {"closed_form": round(cost.expected_tokens(float(alpha), gamma).item(), 3)}
             row |= {"by_token": round(1 + token.mean(), 3), "by_block": round(1 + block.mean(), 3)}
             row |= {"gain_in_percent": round(100 * ((1 + block.mean()) / (1 + token.mean()) - 1), 1)}
