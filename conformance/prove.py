@@ -30,18 +30,21 @@ class Unprovable(LookupError):
 
 @dataclass(frozen=True)
 class Claim:
-    """That `program(target, drafter)` emits text of the law of `claimed(target)`, compared over `length` tokens of a small vocabulary."""
+    """That `program(target, drafter)` emits text of the law of the model `claimed(target, drafter)`, as a rule the target itself.
+
+    The laws are compared over `length` tokens of a small vocabulary.
+    """
 
     what: str
     program: Callable[[Any, Any], Callable[[Any], tuple[int, ...]]]
     length: int
     vocabulary: int = 3
-    claimed: Callable[[Any], Any] = lambda target: target
+    claimed: Callable[[Any, Any], Any] = lambda target, drafter: target
     reference: bool = False  # whether its bias on the reference pair is the one to quote
 
     def laws(self, target, drafter) -> tuple[Law, Law]:
         """The law of the emitted text, continued by the claimed model to `length` tokens, and the law claimed."""
-        model = self.claimed(target)
+        model = self.claimed(target, drafter)
         return completed(law(self.program(target, drafter)), model, self.length), autoregressive(model, self.length)
 
 
@@ -85,7 +88,7 @@ def _of(verify: Any) -> Iterator[Claim]:
     """What a verifier claims by the names of its arguments; nothing where they are others."""
     kind = rounds.kind(verify) if inspect.isfunction(verify) else ""
     exact = kind and "rng" in inspect.signature(verify).parameters
-    claimed = (lambda target: target) if exact else rounds.greedily
+    claimed = lambda target, drafter: target if exact else rounds.greedily(target)
     form = getattr(verify, "__name__", "")
     if kind == "chain":
         for gamma in (2, 1, 3):

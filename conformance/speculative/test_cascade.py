@@ -12,6 +12,7 @@ from twofold.conformance.compare import agree, exactly
 from twofold.conformance.evalue import consistent
 from twofold.conformance.inputs import array, dtypes, rounded, seeds, tensor
 from twofold.conformance.law import DRAFT, TARGET, law, models
+from twofold.conformance.prove import Claim
 from twofold.conformance.rounding import Precision, bounded
 from twofold.conformance.speculative import rounds
 from twofold.conformance.tape import exact
@@ -28,6 +29,15 @@ row = lambda model: model(())
 def mixture(rule, target, drafter, t):
     """The cascade as a model: the law that its text should have."""
     return lambda context: getattr(cascade, rule)(target(context), drafter(context), t)
+
+
+def claim(rule):
+    wanted = lambda target, drafter: mixture(rule, target, drafter, F(1, 4))
+    program = lambda target, drafter: rounds.chain(wanted(target, drafter), drafter, 2, chain.verify)
+    return Claim(f"two drafted, {rule} at t = 1/4", program, 3, claimed=wanted, reference=True)
+
+
+CLAIMS = [claim(rule) for rule in RULES]
 
 
 @given(models(3, 3), models(3, 3), rules, prices)

@@ -30,7 +30,7 @@ def decoded(target, drafter):
     return lambda rng: tuple(lookahead.decode(short(target, 2), [0], 2, 2, 2, 3, rng)[0])
 
 
-CLAIMS = [Claim("3 tokens, W = N = G = 2", decoded, 3, vocabulary=2, claimed=lambda target: lambda text: short(target, 2)((0, *text)))]
+CLAIMS = [Claim("3 tokens, W = N = G = 2", decoded, 3, vocabulary=2, claimed=lambda target, _: lambda text: short(target, 2)((0, *text)))]
 
 
 def anything(rng, W, N, G, current):

@@ -100,7 +100,7 @@ def claim(what, **settings):
 
         return rounds.chain(target, drafter, 2, verify)
 
-    return Claim(what, program, length=3, claimed=warped, reference=True)
+    return Claim(what, program, length=3, claimed=lambda target, drafter: warped(target), reference=True)
 
 
 CLAIMS = [claim("two drafted, top-2", k=2), claim("two drafted, a token emitted before has half its mass", presence=np.log(2))]
