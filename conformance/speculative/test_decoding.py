@@ -67,7 +67,9 @@ def endless(model):
 
 
 def claim(way):
-    return Claim(f"3 tokens, {way}", lambda target, drafter: text_of(way, 3, endless(target), endless(drafter)), 3, vocabulary=2)
+    tokens = 2 if "tree" in way else 3  # of three words, as the reference pair has them, more would take minutes
+    text = lambda target, drafter: text_of(way, tokens, endless(target), endless(drafter))
+    return Claim(f"{tokens} new, {way}", text, tokens, vocabulary=2)
 
 
 CLAIMS = [claim(way) for way in WAYS]
