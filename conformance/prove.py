@@ -60,7 +60,7 @@ class Verdict:
 
     @property
     def certified(self) -> bool:
-        return self.pair is None and not self.bias
+        return self.pair is None and self.bias == 0  # None: it raised on the reference pair
 
 
 def claims(name: str) -> list[Claim]:

@@ -57,6 +57,14 @@ def test_what_a_sampler_raises_is_a_finding():
     assert not verdict.certified and verdict.bias is None and verdict.error.startswith("IndexError")
 
 
+def test_what_raises_on_the_reference_pair_alone_is_not_certified():
+    def three_words_are_too_many(target, drafter):
+        return lambda rng: (rng.categorical(target(())),) if len(target(())) < 3 else (_ for _ in ()).throw(IndexError("a third word"))
+
+    verdict = next(prove.prove([Claim("knows two words", three_words_are_too_many, 1, vocabulary=2)], examples=5))
+    assert verdict.pair is None and verdict.bias is None and not verdict.certified
+
+
 def test_levels_and_greedy_verifiers_are_known_by_their_arguments():
     verdict = next(prove.prove(prove.claims(f"{__name__}:first_of_two"), examples=20))
     assert not verdict.certified and verdict.bias == Fraction(1, 3)  # 1 - sum(min(p, q)) at the start of the reference pair
