@@ -26,6 +26,7 @@ The head knows only the frequent tokens. Draft id i is the target's id $i + \mat
 
 Deviations: the layer is any causal function of `z`. The released one has no FC_2: its attention reads the normalized embedding and state
 side by side, and the head a normalized state, while the state that is fed back is not normalized. `rng` None drafts the likeliest token.
+That the attention reads both side by side is from memory.
 Derives from: speculative.eagle.
 """
 

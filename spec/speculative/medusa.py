@@ -24,6 +24,7 @@ $\prod_k a_{k,r_k}$ tokens; a node is never worth more than its parent, so takin
 
 Deviations: heads are counted from 0; the bias is the released code's. Ties between nodes go to the shallower, then to the lower ranks.
 `topk` counts the heads only: the root is the target's own next token, already chosen, and its children are guesses of head 0.
+The weight 0.8^k and the section numbers are from memory.
 """
 
 import numpy as np

@@ -22,6 +22,7 @@ draft is kept whenever it comes, and the last token of a round is greedy.
 Deviations: the first token of a round is greedy in the paper; here it is the last one of the round before, node 0, which the verifier has
 drawn already. The released code adds 1e-5 inside the logarithm, which lets the entropy of a certain row be slightly negative; here 0 ln 0
 is 0. Of equally long paths the one of greater $\sum \ln p$ is kept, then the one that ends in the lowest id.
+The 1e-5 of the released code is from memory.
 Derives from: speculative.greedy.
 """
 
