@@ -20,7 +20,7 @@ PAIRS, GAMMAS, PLACES = [(6, 2), (6, 3), (6, 4), (4, 3)], (2, 4, 8), 3000
 def run() -> dict[str, Any]:
     train, held, _ = demo.corpus()
     models = {order: demo.model(train, order) for order in {order for pair in PAIRS for order in pair}}
-    contexts = demo._contexts(held, PLACES, seed=1)
+    contexts = demo.held_contexts(held, PLACES, seed=1)
     rows = []
     for target, drafter in PAIRS:
         p, q, x = drafted(models[target], models[drafter], contexts, max(GAMMAS))

@@ -21,7 +21,7 @@ THRESHOLDS = tuple(np.round(np.arange(0.05, 1, 0.05), 2))
 def run() -> dict[str, Any]:
     train, held, _ = demo.corpus()
     target, drafter = demo.model(train, 6), demo.model(train, 3)
-    p, q, x = ngrams.drafted(target, drafter, demo._contexts(held, PLACES, seed=2), LONGEST)
+    p, q, x = ngrams.drafted(target, drafter, demo.held_contexts(held, PLACES, seed=2), LONGEST)
     ratio = np.minimum(1, ngrams.at(p, x) / ngrams.at(q, x))  # (n, LONGEST)
     reached = ratio.cumprod(1)
     confidence = np.minimum(p[:, :-1], q).sum(-1)

@@ -20,7 +20,7 @@ CHILDREN, PLACES, SIZES = 8, 1500, (2, 3, 5, 9, 17, 33, 65)
 def run() -> dict[str, Any]:
     train, held, _ = demo.corpus()
     target, drafter = demo.model(train, 6), demo.model(train, 3)
-    contexts = demo._contexts(held, PLACES, seed=1)
+    contexts = demo.held_contexts(held, PLACES, seed=1)
     ends = torch.full((PLACES, 1), contexts.shape[1])
     p, q = (model(contexts, ends)[:, 0].double().numpy() for model in (target, drafter))
     accept = acceptance(p, q, np.random.default_rng(0))

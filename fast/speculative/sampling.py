@@ -2,7 +2,7 @@
 
 A model is a callable `model(tokens, ends) -> (B, n, V)`: row [b, i] is the law of the token that follows `tokens[b, : ends[b, i]]`.
 What stands in `tokens` beyond is not part of the context. A model with a key-value cache must cover exactly the context and the kept
-draft tokens after a round; `ends` tells it where each request stands. Every draw belongs to (seed, request id, position in the text),
+draft tokens after a round; `ends` tells it where each request stands. Every draw belongs to (seed, request id, where its round begins),
 so a request's text does not depend on the batch around it.
 """
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["main"]
+__all__ = ["corpus", "held_contexts", "main", "model"]
 
 TARGET_ORDER, DRAFT_ORDER, ALPHABET, HISTORY = 6, 3, 96, 9
 GAMMAS = (2, 4, 8)
@@ -44,7 +44,7 @@ def main(output: Path = Path("twofold-demo"), quick: bool = False, check: bool =
         train, held, characters = corpus()
         now("fitting a 6-gram and a 3-gram model")
         target, drafter = model(train, TARGET_ORDER), model(train, DRAFT_ORDER)
-        contexts = _contexts(held, positions, seed)
+        contexts = held_contexts(held, positions, seed)
         now("measuring acceptance")
         acceptance = measure_acceptance(target, drafter, contexts, seed)
         rounds = []
@@ -178,7 +178,8 @@ def prove(instances: int, seed: int) -> dict[str, Any]:
     return {"instances": instances, "kept": kept, "caught": sum(bias > 0 for bias in biases), "worst": str(max(biases))}
 
 
-def _contexts(held: torch.Tensor, positions: int, seed: int) -> torch.Tensor:
+def held_contexts(held: torch.Tensor, positions: int, seed: int) -> torch.Tensor:
+    """The characters before random places of the held-out text."""
     at = torch.from_numpy(np.random.default_rng(seed).integers(HISTORY + 1, len(held) - 1, positions))
     return held[at[:, None] + torch.arange(-HISTORY, 0)]  # (positions, HISTORY)
 
