@@ -1,0 +1,1 @@
+"""Serving: what an engine keeps, shares and schedules between requests."""
