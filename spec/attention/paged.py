@@ -9,7 +9,7 @@ $$o_i = \frac{\sum_{j \le p_i} e^{s_{ij}}\, v_{T_{\lfloor j/B\rfloor},\, j \bmod
 s_{ij} = \text{scale}\cdot q_i \cdot k_{T_{\lfloor j/B\rfloor},\, j \bmod B}, \qquad p_i = i + \text{length} - N_q.$$
 
 Blocks are handed out one by one as a sequence grows, so less than one block per sequence is ever wasted, and sequences that begin
-alike share blocks. Each block counts its owners; who writes into a block that others own as well gets a copy of it first.
+alike share blocks. Each block counts its owners; who writes into a shared block gets a copy of it first.
 
 | name | paper | shape | meaning |
 |---|---|---|---|
@@ -18,12 +18,10 @@ alike share blocks. Each block counts its owners; who writes into a block that o
 | `table` | block table | `(≥ ceil(length / B),)` | the sequence's blocks in order; what stands behind the last one is never read |
 | `length` | | | tokens of the sequence |
 | `B` | $B$ | | tokens per block |
-| `ref` | reference count | `n_blocks` numbers | how many table entries name each block |
-| `free` | | a queue of blocks | taken from its head, given back to its tail |
+| `ref`, `free` | reference count | | how many table entries name each block; blocks without owner: first in, first out |
 | `mask`, `scale`, `softcap`, `bias`, `sink` | | | as in `attention.dense`; without a mask rows are causal |
 
-Deviations: the paper's queries are single tokens. Block 0 is never handed out, so that a table filled with zeros names no data. The
-order of the queue is ours: a sequence gives its last block back first.
+Deviations: the paper's queries are single tokens. Block 0 is never handed out: a table of zeros names no data. The queue's order is ours.
 Derives from: attention.dense
 """
 
@@ -45,8 +43,7 @@ def attention(q, k_pool, v_pool, table, length, *, mask=None, scale=None, softca
     [[[0.0]], [-inf]]
     """
     k, v = gather(k_pool, table, length), gather(v_pool, table, length)
-    if mask is None:
-        mask = np.arange(length)[None, :] <= np.arange(len(q))[:, None] + length - len(q)
+    mask = np.tri(len(q), length, length - len(q), dtype=bool) if mask is None else mask
     return dense.attention(q, k, v, mask=mask, scale=scale, softcap=softcap, bias=bias, sink=sink)
 
 
@@ -66,15 +63,11 @@ class BlockPool:
     >>> pool = BlockPool(5, 2)
     >>> pool.create("a", 3)
     >>> pool.fork("a", "b")
-    >>> pool.append("b")                               # block 2 is shared: copy its first slot to block 3, then write slot 1
-    (3, 1, 2)
-    >>> pool.append("a")                               # block 2 is no longer shared
-    (2, 1, None)
-    >>> pool.tables, pool.ref, list(pool.free)
-    ({'a': [1, 2], 'b': [1, 3]}, [0, 2, 1, 1, 0], [4])
+    >>> pool.append("b"), pool.append("a")             # b copies slot 0 of the shared block 2 and writes slot 1 of block 3
+    ((3, 1, 2), (2, 1, None))
     >>> pool.release("a")
-    >>> pool.ref, list(pool.free)
-    ([0, 1, 0, 1, 0], [4, 2])
+    >>> pool.tables, pool.ref, list(pool.free)         # block 1 is b's alone
+    ({'b': [1, 3]}, [0, 1, 0, 1, 0], [4, 2])
     """
 
     def __init__(self, n_blocks, B):
