@@ -71,8 +71,7 @@ class BlockPool:
     """
 
     def __init__(self, n_blocks, B):
-        self.B = B
-        self.ref = [0] * n_blocks
+        self.B, self.ref = B, [0] * n_blocks
         self.free = list(range(1, n_blocks))           # block 0 is never handed out
         self.tables, self.lengths = {}, {}
 
