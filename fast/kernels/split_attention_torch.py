@@ -1,0 +1,101 @@
+"""The PyTorch twin of `split_attention`: the same chunks, all sequences, heads and chunks side by side, in float32.
+
+Keys are cut into chunks (B, S, Hkv, C, D), each as long as the longest of them, so that what is computed for a chunk does not depend on how
+many there are. Keys that a sequence does not have are replaced by zeros, and their logits by -inf.
+"""
+
+import math
+
+import torch
+from torch.nn.functional import pad
+
+from twofold.fast.kernels.combine_splits import combine_torch
+
+__all__ = ["attention", "gather", "partials"]
+
+
+def attention(q, k, v, sink, *options):
+    """q (B, N, H, D), k (B, Tk, Hkv, D) or pool, v likewise, sink (H,) or None -> o (B, N, H, DV), lse (B, H, N)."""
+    return combine_torch(*partials(q, k, v, *options), q.dtype, sink)
+
+
+def partials(q, k, v, q_rest, k_rest, table, length, bounds, size, left, right, scale, softcap):
+    """o (S, B, N, H, DV) and lse (S, B, H, N), float32."""
+    b, n, kv_heads = q.shape[0], q.shape[1], k.shape[2]
+    capacity = k.shape[1] if table is None else table.shape[1] * k.shape[1]
+    token = _tokens(capacity, bounds, size, q.device)  # (S, C), capacity where there is none
+    length = torch.full((b,), capacity, device=q.device) if length is None else length.long()
+    position = torch.arange(n, device=q.device) + (length[:, None] - n)  # (B, N)
+    allowed = _allowed(position, token, length, left, right)  # (B, S, N, C)
+    first = (length - n - left).clamp(min=0) if left is not None else torch.zeros_like(length)
+    there = (token < length[:, None, None]) & (token >= first[:, None, None])  # (B, S, C)
+
+    keys = _chunks(k, table, token, there)  # (B, S, Hkv, C, D)
+    s = _queries(q, kv_heads) @ keys.mT  # (B, S, Hkv, N g, C)
+    if q_rest is not None:
+        s = s + _queries(q_rest, kv_heads) @ _chunks(k_rest[:, :, None], table, token, there).mT
+    s = s.mul_(scale)
+    s = s if softcap is None else s.div_(softcap).tanh_().mul_(softcap)
+    s = s.unflatten(3, (n, -1)).masked_fill(~allowed[:, :, None, :, None], -math.inf).flatten(3, 4)
+    top = s.amax(-1, keepdim=True)
+    top = torch.where(top == -math.inf, 0, top)
+    p = s.sub_(top).exp_()
+    total = p.sum(-1, keepdim=True)
+    empty = total == 0
+    total = torch.where(empty, 1, total)
+    values = keys if v is k else _chunks(v, table, token, there)
+    o = (_as(p, q.dtype) @ values).div_(total)  # (B, S, Hkv, N g, DV)
+    lse = torch.where(empty, -math.inf, top + total.log())
+    o = o.unflatten(3, (n, -1)).permute(1, 0, 3, 2, 4, 5).flatten(3, 4)  # (S, B, N, H, DV)
+    lse = lse.unflatten(3, (n, -1)).permute(1, 0, 2, 4, 3, 5).flatten(2, 3)[..., 0]  # (S, B, H, N)
+    return o.contiguous(), lse.contiguous()
+
+
+def gather(pool, table, token, there):
+    """The tokens (B, …) of each sequence, `token` broadcast over it, from a pool (n_blocks, page, …); zeros where not `there`."""
+    page = pool.shape[1]
+    token = token.expand(there.shape)
+    column = torch.where(there, token // page, 0)
+    block = torch.where(there, table.long().gather(1, column.flatten(1)).view(there.shape), 0)
+    rows = pool[block, token % page]
+    return rows.masked_fill_(~there.view(*there.shape, *[1] * (pool.ndim - 2)), 0)
+
+
+def _tokens(capacity, bounds, size, device):
+    """Which tokens each chunk holds (S, C); `capacity` stands for none."""
+    if bounds is None:
+        splits = -(-capacity // size)
+        return torch.arange(splits * size, device=device).clamp(max=capacity).view(splits, size)
+    bounds = bounds.long()
+    widest = int((bounds[1:] - bounds[:-1]).max()) if len(bounds) > 1 else 0
+    token = bounds[:-1, None] + torch.arange(widest, device=device)
+    return torch.where(token < bounds[1:, None], token, capacity)
+
+
+def _allowed(position, token, length, left, right):
+    distance = token[None, :, None] - position[:, None, :, None]  # (B, S, N, C)
+    allowed = (token < length[:, None, None])[:, :, None].expand(distance.shape)
+    if left is not None:
+        allowed = allowed & (distance >= -left)
+    if right is not None:
+        allowed = allowed & (distance <= right)
+    return allowed
+
+
+def _chunks(x, table, token, there):
+    """(B, T, H, D), or a pool, -> (B, S, H, C, D) in float32; zeros where a sequence has no such token."""
+    if table is not None:
+        rows = gather(x, table, token, there)
+    else:
+        rows = pad(x, (0, 0, 0, 0, 0, 1))[:, token].masked_fill(~there[..., None, None], 0)  # (B, S, C, H, D)
+    return rows.transpose(2, 3).float().contiguous()
+
+
+def _queries(x, kv_heads):
+    """(B, N, H, D) -> (B, 1, Hkv, N g, D) in float32: the heads that share keys side by side."""
+    return x.float().unflatten(2, (kv_heads, -1)).transpose(1, 2).flatten(2, 3)[:, None]
+
+
+def _as(x, dtype):
+    """Rounded to the dtype in which matrix products take their operands, and back."""
+    return x if dtype == torch.float32 else x.to(dtype).float()
