@@ -4,8 +4,8 @@ from pathlib import Path
 
 from twofold.spec.serving import radix
 
-FIRST = "you are helpful . add 2 and 2".split()
-SECOND = "you are helpful . name a fruit".split()
+SYSTEM = ["you", "are", "helpful", "."]
+FIRST, SECOND = [*SYSTEM, "add", "2", "and", "2"], [*SYSTEM, "name", "a", "fruit"]
 CELL, ROW = 58, 58
 
 
@@ -15,15 +15,15 @@ def drawn(node, x: float, y: float, running: set) -> tuple[list[str], int]:
     for child in node.children.values():
         top, left = y + ROW * rows, x + 34
         color = "var(--fast)" if child in running else "var(--spec)"
-        parts.append(f'<path d="M{x} {y}C{x + 20} {y} {left - 22} {top} {left} {top}" fill="none" stroke="currentColor" stroke-width="1.5"/>')
+        curve = f"M{x} {y}C{x + 20} {y} {left - 22} {top} {left} {top}"
+        parts.append(f'<path d="{curve}" fill="none" stroke="currentColor" stroke-width="1.5"/>')
         for i, (token, slot) in enumerate(zip(child.tokens, child.slots, strict=True)):
             at = left + CELL * i
             look = f'style="fill: {color}; stroke: {color}" fill-opacity="0.2"'
             parts.append(f'<rect x="{at:.0f}" y="{top - 19:.0f}" width="{CELL}" height="38" {look}/>')
-            parts.append(f'<text x="{at + CELL / 2:.0f}" y="{top:.0f}" text-anchor="middle">{token}</text>')
-            parts.append(
-                f'<text x="{at + CELL / 2:.0f}" y="{top + 14:.0f}" text-anchor="middle" font-size="10" fill-opacity="0.75">slot {slot}</text>'
-            )
+            middle = f'x="{at + CELL / 2:.0f}" text-anchor="middle"'
+            parts.append(f'<text {middle} y="{top:.0f}">{token}</text>')
+            parts.append(f'<text {middle} y="{top + 14:.0f}" font-size="10" fill-opacity="0.75">slot {slot}</text>')
         below, height = drawn(child, left + CELL * len(child.tokens), top, running)
         parts += below
         rows += max(height, 1)
