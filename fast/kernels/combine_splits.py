@@ -97,19 +97,18 @@ def combine_triton(parts, sums, dtype, sink=None, length=None, capacity=None, si
 
 
 def combine_torch(parts, sums, dtype, sink=None):
-    """The same, every chunk counting."""
-    if not len(parts):
-        return parts.new_zeros(parts.shape[1:], dtype=dtype), sums.new_full(sums.shape[1:], -math.inf, dtype=torch.float32)
-    sums = sums.float()
-    top = sums.amax(0)
-    top = torch.where(top == -math.inf, 0, top)
-    weight = torch.exp(sums - top)  # (S, B, H, N)
-    total = weight.sum(0)
+    """The same, every chunk counting, one after the other: chunks that hold nothing add zeros, so their number does not show in the bits."""
+    top = sums.amax(0) if len(sums) else sums.new_full(sums.shape[1:], -math.inf)
+    top = torch.where(top == -math.inf, 0, top)  # (B, H, N)
+    total = torch.zeros_like(top)
+    acc = top.new_zeros(parts.shape[1:])  # (B, N, H, DV)
+    for part, weight in zip(parts, torch.exp(sums - top)):
+        total += weight
+        weight = weight.transpose(1, 2)[..., None]
+        acc += torch.where(weight > 0, part, 0) * weight
     empty = total == 0
-    total = torch.where(empty, 1, total)
-    spread = weight.transpose(2, 3)[..., None]  # (S, B, N, H, 1)
-    o = (torch.where(spread > 0, parts, 0).float() * spread).sum(0) / total.transpose(1, 2)[..., None]
-    natural = top + total.log()
+    natural = top + torch.where(empty, 1, total).log()
+    o = acc / torch.where(empty, 1, total).transpose(1, 2)[..., None]
     if sink is not None:
         o = o * torch.sigmoid(natural - sink[:, None]).transpose(1, 2)[..., None]
     return o.to(dtype), torch.where(empty, -math.inf, natural)

@@ -9,7 +9,7 @@ Keys lie in rows (B, Tk, Hkv, D), or in blocks (n_blocks, page, Hkv, D) that `ta
 if the tile spans blocks. Entries behind a sequence's end, or in front of its window, are not read at all.
 
 Two hooks. Keys may have a second part that all heads share: logits are q·k + q_rest·k_rest, as in latent attention. Without `v` the keys
-are the values as well, and read once. How a key or value is stored is known to `_keys` and `_values` only: a quantized cache decodes there.
+are the values as well, and read once. How a key or value is stored is known to `_stored` only: a quantized cache is decoded there.
 
 Precision as in `tiled_attention`: float32 sums, softmax in base 2, probabilities rounded to the dtype of the values before their product.
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 from twofold.fast import backend
 from twofold.fast.kernels import split_attention_torch
 from twofold.fast.kernels.combine_splits import combine_triton, share
+from twofold.fast.kernels.kv_formats import NUMBERS, PLAIN, stored_tile
 from twofold.fast.kernels.split_attention_config import configuration
 from twofold.fast.kernels.tiled_attention import LN2, _allowed, _reach, _score_map, _tanh
 from twofold.fast.kernels.tiled_attention_config import architecture
@@ -33,6 +34,7 @@ from twofold.fast.kernels.variant import Variant
 __all__ = ["SIZE", "demand_places", "split_attention", "split_partials", "variants"]
 
 SIZE = 512  # tokens per chunk
+POINTERS = ("q", "k", "k_scale", "k_zero", "v", "v_scale", "v_zero", "q_rest", "k_rest")  # of the dtype of the queries, or a format's
 
 
 @triton.jit
@@ -44,15 +46,15 @@ def _load(base, offset, valid, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 
 
 @triton.jit
-def _keys(k, stride_kb, stride_kt, block, slot, valid, D: tl.constexpr, D_PAD: tl.constexpr):
-    """A tile of keys (BLOCK_N, D) of one head, from these slots of these blocks."""
-    return _load(k, block * stride_kb + slot * stride_kt, valid, D, D_PAD)
-
-
-@triton.jit
-def _values(v, stride_vb, stride_vt, block, slot, valid, DV: tl.constexpr, DV_PAD: tl.constexpr):
-    """A tile of values (BLOCK_N, DV) of one head, from these slots of these blocks."""
-    return _load(v, block * stride_vb + slot * stride_vt, valid, DV, DV_PAD)
+def _stored(
+    x, scale, zero, stride_b, stride_t, stride_pb, stride_pt, block, slot, valid,
+    TYPE: tl.constexpr, FORMAT: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+):  # fmt: skip
+    """A tile of keys or values (BLOCK_N, WIDTH) of one head, from these slots of these blocks."""
+    if FORMAT[0] == "plain":
+        return _load(x, block * stride_b + slot * stride_t, valid, WIDTH, PADDED)
+    else:
+        return stored_tile(x, scale, zero, stride_b, stride_t, stride_pb, stride_pt, block, slot, valid, TYPE, FORMAT, WIDTH, PADDED)
 
 
 @triton.jit
@@ -69,11 +71,12 @@ def _places(table, b, first, lane, valid, PAGE: tl.constexpr, WITHIN: tl.constex
 
 @triton.jit
 def _absorb(
-    m, l, acc, q, q_rest, position, k, v, k_rest, table, b, stride_kb, stride_kt, stride_vb, stride_vt, stride_sb, stride_st,
+    m, l, acc, q, q_rest, position, k, k_scale, k_zero, v, v_scale, v_zero, k_rest, table, b,
+    stride_kb, stride_kt, stride_xb, stride_xt, stride_vb, stride_vt, stride_yb, stride_yt, stride_sb, stride_st,
     begin, end, seen, stop, left, right, inner, factor,
     D: tl.constexpr, DV: tl.constexpr, R: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, R_PAD: tl.constexpr,
     BLOCK_N: tl.constexpr, PAGE: tl.constexpr, WITHIN: tl.constexpr, TIED: tl.constexpr,
-    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr,
+    LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, K_FORMAT: tl.constexpr, V_FORMAT: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the keys begin … end: running maximum, sum and unnormalized output."""
     lane = tl.arange(0, BLOCK_N)
@@ -81,10 +84,12 @@ def _absorb(
         key = first + lane
         valid = (key >= seen) & (key < stop)
         block, slot = _places(table, b, first, lane, valid, PAGE, WITHIN)
-        keys = _keys(k, stride_kb, stride_kt, block, slot, valid, D, D_PAD)  # (BLOCK_N, D)
+        keys = _stored(
+            k, k_scale, k_zero, stride_kb, stride_kt, stride_xb, stride_xt, block, slot, valid, q.dtype, K_FORMAT, D, D_PAD
+        )  # (BLOCK_N, D)
         s = tl.dot(q, tl.trans(keys), input_precision="ieee")  # (BLOCK_M, BLOCK_N)
         if R > 0:
-            rest = _keys(k_rest, stride_sb, stride_st, block, slot, valid, R, R_PAD)  # (BLOCK_N, R)
+            rest = _load(k_rest, block * stride_sb + slot * stride_st, valid, R, R_PAD)  # (BLOCK_N, R)
             s = tl.dot(q_rest, tl.trans(rest), s, input_precision="ieee")
         if SOFTCAP:
             s = _tanh(s * inner)
@@ -98,7 +103,9 @@ def _absorb(
         if TIED:
             values = keys
         else:
-            values = _values(v, stride_vb, stride_vt, block, slot, valid, DV, DV_PAD)  # (BLOCK_N, DV)
+            values = _stored(
+                v, v_scale, v_zero, stride_vb, stride_vt, stride_yb, stride_yt, block, slot, valid, q.dtype, V_FORMAT, DV, DV_PAD
+            )  # (BLOCK_N, DV)
         acc = tl.dot(p.to(values.dtype), values, acc, input_precision="ieee")
         m = m_new
     return m, l, acc
@@ -115,14 +122,14 @@ def _chunk(bounds, s, size, t_k, BOUNDS: tl.constexpr):
 
 @triton.jit
 def _split_kernel(
-    q, k, v, q_rest, k_rest, table, length, bounds, sink, o, lse,
+    q, k, k_scale, k_zero, v, v_scale, v_zero, q_rest, k_rest, table, length, bounds, sink, o, lse,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    stride_rb, stride_rt, stride_rh, stride_sb, stride_st, stride_table,
+    stride_rb, stride_rt, stride_rh, stride_sb, stride_st, stride_xb, stride_xt, stride_xh, stride_yb, stride_yt, stride_yh, stride_table,
     batch, kv_heads, group, t_q, capacity, splits, size, left, right, inner, factor,
     D: tl.constexpr, DV: tl.constexpr, R: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, R_PAD: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr, WITHIN: tl.constexpr, TIED: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, SOFTCAP: tl.constexpr, SINK: tl.constexpr, LENGTH: tl.constexpr, BOUNDS: tl.constexpr,
-    ALL: tl.constexpr,
+    ALL: tl.constexpr, K_FORMAT: tl.constexpr, V_FORMAT: tl.constexpr,
 ):  # fmt: skip
     """ALL: every chunk leaves a result, also one that holds nothing. The sink is applied here where there is one chunk only."""
     tiles = tl.cdiv(t_q * group, BLOCK_M)
@@ -147,6 +154,12 @@ def _split_kernel(
         k += h * stride_kh
         if not TIED:
             v += h * stride_vh
+        if K_FORMAT[0] != "plain":
+            k_scale += h * stride_xh
+            v_scale += h * stride_yh
+        if K_FORMAT[0] == "grid":
+            k_zero += h * stride_xh
+            v_zero += h * stride_yh
         if PAGE > 0:
             table += b * stride_table
 
@@ -158,10 +171,10 @@ def _split_kernel(
         l = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, DV_PAD), tl.float32)
         m, l, acc = _absorb(
-            m, l, acc, queries, rests, row + offset, k, v, k_rest, table, b,
-            stride_kb, stride_kt, stride_vb, stride_vt, stride_sb, stride_st,
+            m, l, acc, queries, rests, row + offset, k, k_scale, k_zero, v, v_scale, v_zero, k_rest, table, b,
+            stride_kb, stride_kt, stride_xb, stride_xt, stride_vb, stride_vt, stride_yb, stride_yt, stride_sb, stride_st,
             start + begin, start + end, seen, stop, left, right, inner, factor,
-            D, DV, R, D_PAD, DV_PAD, R_PAD, BLOCK_N, PAGE, WITHIN, TIED, LEFT, RIGHT, SOFTCAP,
+            D, DV, R, D_PAD, DV_PAD, R_PAD, BLOCK_N, PAGE, WITHIN, TIED, LEFT, RIGHT, SOFTCAP, K_FORMAT, V_FORMAT,
         )  # fmt: skip
 
         empty = l == 0  # a row without keys: output 0, log-sum-exp -inf
@@ -282,16 +295,18 @@ def _partials_triton(q, k, v, *options):
     return o, lse
 
 
-def _launch(o, lse, everything, q, k, v, sink, q_rest, k_rest, table, length, bounds, size, left, right, scale, softcap):
-    """Fill o (S, B, N, H, DV) and lse (S, B, H, N), all chunks or those that a sequence sees."""
+def _launch(o, lse, everything, q, k, v, sink, q_rest, k_rest, table, length, bounds, size, left, right, scale, softcap, stored=NUMBERS):
+    """Fill o (S, B, N, H, DV) and lse (S, B, H, N), all chunks or those that a sequence sees; `stored`: how keys and values are."""
     if not lse.numel():
         return
-    (batch, t_q, heads, d), kv_heads, dv, rest = q.shape, k.shape[2], v.shape[3], 0 if q_rest is None else q_rest.shape[3]
+    (batch, t_q, heads, d), kv_heads, dv, rest = q.shape, k.shape[2], o.shape[4], 0 if q_rest is None else q_rest.shape[3]
     pads = [max(16, triton.next_power_of_2(width)) if width else 0 for width in (d, dv, rest)]
     page, capacity, group = 0 if table is None else k.shape[1], _capacity(k, table), heads // kv_heads
     tile, options = configuration(architecture(q), t_q * group, *pads, q.element_size(), page > 0)
     strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
     strides += [0] * 5 if q_rest is None else [*q_rest.stride()[:3], *k_rest.stride()[:2]]
+    for _, parameters, _ in stored:
+        strides += [0] * 3 if parameters is None else parameters.stride()[:3]
     widest = t_q + capacity  # wider windows are as wide, and fit 32 bits
     window = [widest if bound is None else min(bound, widest) for bound in (left, right)]
     constants = {
@@ -299,19 +314,21 @@ def _launch(o, lse, everything, q, k, v, sink, q_rest, k_rest, table, length, bo
         "WITHIN": page > 0 and bounds is None and page % tile["BLOCK_N"] == size % tile["BLOCK_N"] == 0, "TIED": v is k,
         "LEFT": left is not None, "RIGHT": right is not None, "SOFTCAP": softcap is not None, "SINK": sink is not None,
         "LENGTH": length is not None, "BOUNDS": bounds is not None, "ALL": everything,
+        "K_FORMAT": stored[0].format, "V_FORMAT": stored[1].format,
     }  # fmt: skip
     grid = (triton.cdiv(t_q * group, tile["BLOCK_M"]) * kv_heads * len(lse) * batch,)
     with torch.cuda.device_of(q):
         _split_kernel[grid](
-            q, k, v, q_rest, k_rest, table, length, bounds, sink, o, lse, *strides, 0 if table is None else table.stride(0),
-            batch, kv_heads, group, t_q, capacity, len(lse), size, *window, *_score_map(scale, softcap), **constants, **tile, **options,
+            q, k, *stored[0][1:], v, *stored[1][1:], q_rest, k_rest, table, length, bounds, sink, o, lse,
+            *strides, 0 if table is None else table.stride(0), batch, kv_heads, group, t_q, capacity, len(lse), size, *window, *_score_map(scale, softcap), **constants, **tile, **options,
         )  # fmt: skip
 
 
 def variants() -> Iterator[Variant]:
     """Every configuration, with every switch on: rows of keys, pools of blocks smaller and larger than a tile, latents."""
     shapes = {"d64": (64, 64, 0), "d128": (128, 128, 0), "d256": (256, 256, 0), "latent": (512, 512, 64)}
-    sizes, targets = {"bf16": 2, "fp32": 4}, (80, 90, 100, 120, "gfx942")
+    sizes = {"bf16": 2, "fp32": 4}
+    targets: tuple[int | str, ...] = (80, 90, 100, 120, "gfx942")
     picked: dict[str, tuple[dict, dict, str, dict[int | str, None]]] = {}
     for shape, dtype, rows, page, target in itertools.product(shapes, sizes, (16, 32, 64), (0, 16, 256), targets):
         d, dv, rest = shapes[shape]
@@ -319,12 +336,13 @@ def variants() -> Iterator[Variant]:
         constants = {
             "D": d, "DV": dv, "R": rest, "D_PAD": d, "DV_PAD": dv, "R_PAD": rest, "PAGE": page, "TIED": rest > 0, **tile,
             "WITHIN": page > 0 and page % tile["BLOCK_N"] == 0, "BOUNDS": False, "ALL": False,
+            "K_FORMAT": PLAIN, "V_FORMAT": PLAIN,
         } | dict.fromkeys(("LEFT", "RIGHT", "SOFTCAP", "SINK", "LENGTH"), True)  # fmt: skip
         tag = f"{shape}-{dtype}-page{page}-{tile['BLOCK_M']}x{tile['BLOCK_N']}-w{options['num_warps']}-s{options['num_stages']}"
         picked.setdefault(tag, (constants, options, dtype, {}))[-1][target] = None
     for tag, (constants, options, dtype, where) in picked.items():
         types = dict.fromkeys(("table", "length", "bounds"), "*i32") | dict.fromkeys(("sink", "lse", "o"), "*fp32")
-        types |= dict.fromkeys(("q", "k", "v", "q_rest", "k_rest"), f"*{dtype}") | {"inner": "fp32", "factor": "fp32"}
+        types |= dict.fromkeys(POINTERS, f"*{dtype}") | {"inner": "fp32", "factor": "fp32"}
         types |= dict.fromkeys(constants, "constexpr")
         signature = {name: types.get(name, "i32") for name in _split_kernel.arg_names}
         divisible = tuple(name for name in signature if signature[name].startswith("*") or name.startswith("stride"))
