@@ -47,7 +47,7 @@ def main() -> None:
     panel(parts, 36, "No limit: the prompt enters whole, and those who write wait for it.", 100)
     panel(parts, 214, "A budget of 9 tokens per batch: 3 for those who write, 6 for the prompt.", 9)
     parts.append('<text x="84" y="362" font-size="12" fill-opacity="0.8">time; a batch is as wide as it takes</text>')
-    parts.append('<path d="M290 358h60m-7-4l7 4-7 4" fill="none" stroke="currentColor" stroke-opacity="0.6" stroke-width="1.5"/>')
+    parts.append('<path d="M314 358h60m-7-4l7 4-7 4" fill="none" stroke="currentColor" stroke-opacity="0.6" stroke-width="1.5"/>')
     Path(__file__).with_suffix(".svg").write_text("\n".join(parts) + "\n</svg>\n")
 
 

@@ -41,7 +41,7 @@ class Node:
 
 
 class RadixCache:
-    """
+    """The trie of everything that is cached.
     >>> cache = RadixCache()
     >>> cache.insert([1, 2, 3, 4], [10, 11, 12, 13]), cache.insert([1, 2, 7], [20, 21, 22])    # two tokens were there before
     (0, 2)
