@@ -320,7 +320,8 @@ def _launch(o, lse, everything, q, k, v, sink, q_rest, k_rest, table, length, bo
     with torch.cuda.device_of(q):
         _split_kernel[grid](
             q, k, *stored[0][1:], v, *stored[1][1:], q_rest, k_rest, table, length, bounds, sink, o, lse,
-            *strides, 0 if table is None else table.stride(0), batch, kv_heads, group, t_q, capacity, len(lse), size, *window, *_score_map(scale, softcap), **constants, **tile, **options,
+            *strides, 0 if table is None else table.stride(0),
+            batch, kv_heads, group, t_q, capacity, len(lse), size, *window, *_score_map(scale, softcap), **constants, **tile, **options,
         )  # fmt: skip
 
 
