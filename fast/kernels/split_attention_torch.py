@@ -21,7 +21,8 @@ def attention(q, k, v, sink, *options):
 
 def partials(q, k, v, q_rest, k_rest, table, length, bounds, size, left, right, scale, softcap):
     """o (S, B, N, H, DV) and lse (S, B, H, N), float32."""
-    b, n, kv_heads = q.shape[0], q.shape[1], k.shape[2]
+    (b, n, heads, _), kv_heads = q.shape, k.shape[2]
+    packed = n, heads // kv_heads
     capacity = k.shape[1] if table is None else table.shape[1] * k.shape[1]
     token = _tokens(capacity, bounds, size, q.device)  # (S, C), capacity where there is none
     length = torch.full((b,), capacity, device=q.device) if length is None else length.long()
@@ -36,7 +37,7 @@ def partials(q, k, v, q_rest, k_rest, table, length, bounds, size, left, right, 
         s = s + _queries(q_rest, kv_heads) @ _chunks(k_rest[:, :, None], table, token, there).mT
     s = s.mul_(scale)
     s = s if softcap is None else s.div_(softcap).tanh_().mul_(softcap)
-    s = s.unflatten(3, (n, -1)).masked_fill(~allowed[:, :, None, :, None], -math.inf).flatten(3, 4)
+    s = s.unflatten(3, packed).masked_fill(~allowed[:, :, None, :, None], -math.inf).flatten(3, 4)
     top = s.amax(-1, keepdim=True)
     top = torch.where(top == -math.inf, 0, top)
     p = s.sub_(top).exp_()
@@ -46,8 +47,8 @@ def partials(q, k, v, q_rest, k_rest, table, length, bounds, size, left, right, 
     values = keys if v is k else _chunks(v, table, token, there)
     o = (_as(p, q.dtype) @ values).div_(total)  # (B, S, Hkv, N g, DV)
     lse = torch.where(empty, -math.inf, top + total.log())
-    o = o.unflatten(3, (n, -1)).permute(1, 0, 3, 2, 4, 5).flatten(3, 4)  # (S, B, N, H, DV)
-    lse = lse.unflatten(3, (n, -1)).permute(1, 0, 2, 4, 3, 5).flatten(2, 3)[..., 0]  # (S, B, H, N)
+    o = o.unflatten(3, packed).permute(1, 0, 3, 2, 4, 5).flatten(3, 4)  # (S, B, N, H, DV)
+    lse = lse.unflatten(3, packed).permute(1, 0, 2, 4, 3, 5).flatten(2, 3)[..., 0]  # (S, B, H, N)
     return o.contiguous(), lse.contiguous()
 
 
@@ -67,7 +68,7 @@ def _tokens(capacity, bounds, size, device):
         splits = -(-capacity // size)
         return torch.arange(splits * size, device=device).clamp(max=capacity).view(splits, size)
     bounds = bounds.long()
-    widest = int((bounds[1:] - bounds[:-1]).max()) if len(bounds) > 1 else 0
+    widest = max(int((bounds[1:] - bounds[:-1]).max()), 1)
     token = bounds[:-1, None] + torch.arange(widest, device=device)
     return torch.where(token < bounds[1:, None], token, capacity)
 
