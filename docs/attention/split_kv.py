@@ -10,8 +10,8 @@ TILES, BLOCKS, SMS = 24, 64, 108
 
 def main() -> None:
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 250" font-size="13" fill="currentColor">']
-    bounds = split_kv.fixed(36, 8)
-    unit = 7.6
+    bounds = split_kv.fixed(38, 8)
+    unit = 7.4
     for s, (start, stop) in enumerate(zip(bounds, bounds[1:])):
         x, width = 12 + unit * start, unit * (stop - start)
         for key in range(start, stop):
@@ -26,7 +26,7 @@ def main() -> None:
         parts.append(f'<path d="M{middle:.1f} 122L148.8 160" stroke="currentColor" stroke-opacity="0.6"/>')
     parts.append('<rect x="124" y="160" width="50" height="28" rx="5" style="fill: var(--fast)"/>')
     parts.append('<text x="149" y="179" text-anchor="middle" font-weight="600" style="fill: var(--md-default-bg-color, #fff)">o, L</text>')
-    parts.append('<text x="12" y="24">36 keys, cut every 8: five programs read them</text>')
+    parts.append('<text x="12" y="24">38 keys, cut every 8: five programs read them</text>')
     parts.append('<text x="149" y="212" text-anchor="middle">merged by mass</text>')
 
     left, floor, height = 340, 190, 130
@@ -44,8 +44,8 @@ def main() -> None:
     parts.append(
         f'<path d="M{left - 4} {floor - 0.85 * height:.1f}h296" stroke="currentColor" stroke-dasharray="4 4" stroke-opacity="0.7"/>'
     )
-    parts.append(f'<text x="{left - 4}" y="24">how full the waves of {TILES} programs × splits are on {SMS} processors</text>')
-    parts.append(f'<text x="{left + 140}" y="230" text-anchor="middle">splits; the first above 85 % of the best is taken</text>')
+    parts.append(f'<text x="{left - 4}" y="24">how full the waves of {TILES} × splits programs are</text>')
+    parts.append(f'<text x="{left + 140}" y="230" text-anchor="middle">splits, on {SMS} processors; 85 % of the best will do</text>')
     Path(__file__).with_suffix(".svg").write_text("\n".join(parts) + "\n</svg>\n")
 
 
