@@ -71,6 +71,8 @@ class Ranks:
         for process in self.processes:
             process.join(1)
             process.kill()  # if it still waits for another
+        if self.processes:
+            self.folder.cleanup()
         self.pipes, self.processes = [], []
 
     def run(self, task, arguments):
