@@ -1,6 +1,8 @@
 """Cascade attention on tensors: a shared prefix in one pass, what is each request's own in others. See `twofold.spec.attention.cascade`.
 
-Every pass is FlashAttention-2 and stores its part in the dtype of the inputs; merging is done in float32. Differentiable throughout.
+Passes are FlashAttention-2 and store their parts in the dtype of the inputs; merging is done in float32. Suffixes of requests with few
+rows take one pass together, that of `split_kv`, over keys padded to the longest; where gradients are wanted, and for longer chunks, each
+takes its own. Differentiable throughout.
 """
 
 import math
@@ -10,12 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from twofold.fast import checks
-from twofold.fast.attention import dense, flash
+from twofold.fast.attention import dense, flash, split_kv
 from twofold.fast.attention.online_softmax import merge
 
 __all__ = ["attention", "shared_prefix", "traffic"]
+
+FEW = 16  # rows of a request that still are decoding
 
 Level = tuple[Tensor, Tensor, dict[str, Any] | Tensor | None]
 
@@ -66,16 +71,30 @@ def shared_prefix(
         return []
     lengths = [len(q) for q in qs]
     o, lse = flash.forward(torch.cat(tuple(qs))[None], kp[None], vp[None], scale=scale)  # one pass, whoever the rows belong to
-    results = []
-    for q, (k, v), o_prefix, lse_prefix in zip(qs, suffixes, o[0].split(lengths), lse[0].split(lengths, -1), strict=True):
-        o_own, lse_own = flash.forward(q[None], k[None], v[None], causal=True, scale=scale)
-        results.append(merge((o_prefix, lse_prefix), (o_own[0], lse_own[0])))
-    return results  # type: ignore[return-value]
+    shared = zip(o[0].split(lengths), lse[0].split(lengths, -1), strict=True)
+    needed = torch.is_grad_enabled() and any(x.requires_grad for x in (*qs, *(x for suffix in suffixes for x in suffix)))
+    own = _one_by_one if needed or max(lengths) > FEW else _together
+    return [merge(*parts) for parts in zip(shared, own(qs, suffixes, scale), strict=True)]  # type: ignore[misc]
 
 
 def traffic(prefix: int, suffixes: Sequence[int], d: int, dv: int) -> int:
     """How many elements of keys and values `shared_prefix` reads per key head, for the lengths of the prefix and of each suffix."""
     return (prefix + sum(suffixes)) * (d + dv)
+
+
+def _together(qs, suffixes, scale):
+    """One pass over all suffixes, as when every request writes one token: few rows and padded keys, for the decoding kernel."""
+    rows = pad_sequence(list(qs), batch_first=True, padding_side="left")  # aligned to the end, as positions are
+    keys, values = (pad_sequence(list(each), batch_first=True) for each in zip(*suffixes, strict=True))  # (R, longest, Hkv, D)
+    length = torch.tensor([len(k) for k, _ in suffixes], device=rows.device)
+    o, lse = split_kv.attention(rows, keys, values, length=length, causal=True, scale=scale)
+    starts = [rows.shape[1] - len(q) for q in qs]
+    return [(o[i, start:], lse[i, :, start:]) for i, start in enumerate(starts)]
+
+
+def _one_by_one(qs, suffixes, scale):
+    parts = (flash.forward(q[None], k[None], v[None], causal=True, scale=scale) for q, (k, v) in zip(qs, suffixes, strict=True))
+    return [(o[0], lse[0]) for o, lse in parts]
 
 
 def _part(q, level, i, scale, softcap):
