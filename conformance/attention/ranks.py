@@ -84,7 +84,10 @@ class Ranks:
             pipe.send((task.__name__, len(arguments), mine))
         results = []
         for rank, pipe in enumerate(pipes):
-            problem, result = pipe.recv() if pipe.poll(SECONDS) else (f"no answer for {SECONDS} seconds", None)
+            try:
+                problem, result = pipe.recv() if pipe.poll(SECONDS) else (f"no answer for {SECONDS} seconds", None)
+            except EOFError:
+                problem, result = "the process died", None
             if problem:
                 self.__exit__()
                 raise AssertionError(f"rank {rank} of {len(arguments)}: {problem}")
