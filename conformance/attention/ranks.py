@@ -21,7 +21,7 @@ from twofold.conformance import inputs, target
 
 __all__ = ["Ranks", "attend", "cut", "refuse", "stripes"]
 
-MOST, SECONDS = 4, 120
+MOST, SECONDS = 4, 60
 
 
 def cut(x, lengths, axis=0):
