@@ -25,7 +25,7 @@ from torch import Tensor
 
 from twofold.fast.kernels.bit_stream import _pack_torch, _unpack_torch, stream_codes
 
-__all__ = ["NUMBERS", "PLAIN", "Format", "Stored", "numbers", "pack", "read", "stored_tile", "unpack"]
+__all__ = ["NUMBERS", "PLAIN", "Format", "Stored", "configuration", "numbers", "pack", "read", "stored_tile", "unpack"]
 
 Format = tuple[str, int, int, int]
 PLAIN: Format = ("plain", 0, 0, 0)
@@ -40,6 +40,19 @@ class Stored(NamedTuple):
 
 
 NUMBERS = (Stored(), Stored())  # of keys and of values
+
+
+def configuration(architecture: int | str, rows: int, width: int, size: int, format: Format) -> tuple[dict[str, int], dict[str, int]]:
+    """Tile, warps and stages of `split_attention` where it decodes, which takes registers: narrower tiles than for plain numbers."""
+    if architecture == "interpreter":
+        return {"BLOCK_M": 16, "BLOCK_N": 16}, {}
+    if size == 4:  # float32 products run on the ordinary cores
+        warps = 4 if width <= 64 or architecture == "gfx942" else 8 if width != 256 else 16
+        return {"BLOCK_M": 16, "BLOCK_N": 16}, {"num_warps": warps, "num_stages": 1}
+    straddles = format[0] == "grid" and 32 % format[1] != 0  # two loads for each code
+    stages = 1 if straddles or architecture == "gfx942" or (architecture == 80 and format[0] == "grid") else 2
+    options = {"num_warps": 4 if architecture == "gfx942" else 8, "num_stages": stages}
+    return {"BLOCK_M": 16 if rows <= 16 or architecture == "gfx942" else 32, "BLOCK_N": 32}, options
 
 
 @triton.jit
@@ -95,6 +108,7 @@ def read(codes: Tensor, stored: Stored, width: int, dtype: torch.dtype) -> Tenso
     """All numbers of a store (·, T, H, width), in `dtype`."""
     (kind, bits, tokens, channels), scale, zero = stored
     codes = unpack(codes, bits, width) if kind == "grid" else codes
+    assert scale is not None, "plain numbers are not read, they are there"
     return numbers(codes, scale, zero, tokens or codes.shape[1], channels or width).to(dtype)
 
 

@@ -3,15 +3,15 @@
 In PyTorch the codes become numbers first, then `split_attention_torch` reads those.
 """
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 
 import torch
 import triton
 from torch import Tensor
 
 from twofold.fast import backend
-from twofold.fast.kernels import split_attention, split_attention_torch
+from twofold.fast.kernels import kv_formats, split_attention, split_attention_torch
 from twofold.fast.kernels.combine_splits import combine_torch, combine_triton
 from twofold.fast.kernels.kv_formats import Stored, read
 from twofold.fast.kernels.split_attention import SIZE, _attention_triton, _launch
@@ -71,7 +71,8 @@ def _attend(
     if not backend.triton(q):
         k, v = (read(x, each, like.shape[3], q.dtype) for x, each, like in zip((k, v), stored, (recent_k, recent_v), strict=True))
         parts = split_attention_torch.partials(q, recent_k, recent_v, *ring), split_attention_torch.partials(q, k, v, *codes)
-        return combine_torch(*(torch.cat(both) for both in zip(*parts, strict=True)), q.dtype)
+        (ring_o, ring_lse), (o, lse) = parts
+        return combine_torch(torch.cat([ring_o, o]), torch.cat([ring_lse, lse]), q.dtype)
     first, rest = triton.cdiv(recent_k.shape[1], SIZE), triton.cdiv(k.shape[1], SIZE)
     o = q.new_empty(first + rest, b, n, heads, dv, dtype=torch.float32)
     lse = q.new_empty(first + rest, b, heads, n, dtype=torch.float32)
@@ -87,18 +88,23 @@ def _(q, k, k_scale, k_zero, v, v_scale, v_zero, old, recent_k, recent_v, recent
 
 
 def variants() -> Iterator[Variant]:
-    """The configurations of `split_attention` for heads of 128 in 16 bits, with every format."""
-    bytes_of, words_of = {"k": "*u8", "v": "*u8"}, {"k": "*i32", "v": "*i32"}
-    scales, groups = dict.fromkeys(("k_scale", "v_scale"), "*fp32"), dict.fromkeys(("k_scale", "k_zero", "v_scale", "v_zero"), "*bf16")
+    """`split_attention` with every kind of format, for heads and blocks of several sizes."""
     formats = {
-        "e4m3": (bytes_of | scales, ("e4m3", 8, 1, 0), ("e4m3", 8, 1, 0)),
-        "int8": ({"k": "*i8", "v": "*i8"} | scales, ("int8", 8, 0, 0), ("int8", 8, 0, 0)),
-        "grid2": (words_of | groups, ("grid", 2, 32, 1), ("grid", 2, 1, 32)),
-        "grid3": (words_of | groups, ("grid", 3, 32, 1), ("grid", 3, 1, 32)),
-        "grid4": (words_of | groups, ("grid", 4, 32, 1), ("grid", 4, 1, 32)),
+        "e4m3": ("*u8", "fp32", ("e4m3", 8, 1, 0), ("e4m3", 8, 1, 0)),
+        "int8": ("*i8", "fp32", ("int8", 8, 0, 0), ("int8", 8, 0, 0)),
+        **{f"grid{bits}": ("*i32", "", ("grid", bits, 32, 1), ("grid", bits, 1, 32)) for bits in (2, 3, 4)},
     }
-    for variant in split_attention.variants():
-        if variant.name.startswith("d128-bf16"):
-            for name, (types, of_keys, of_values) in formats.items():
-                constants = variant.constexprs | {"K_FORMAT": of_keys, "V_FORMAT": of_values}
-                yield replace(variant, name=f"{name}-{variant.name}", signature=variant.signature | types, constexprs=constants)
+    plain = {variant.name.split("-page")[0]: variant for variant in split_attention.variants()}
+    shapes = (64, "bf16", 32, 16), (128, "bf16", 16, 0), (128, "bf16", 32, 256), (256, "bf16", 32, 16), (128, "fp32", 16, 16)
+    for (name, (codes, parameters, keys, values)), (width, dtype, rows, page) in itertools.product(formats.items(), shapes):
+        like, picked = plain[f"d{width}-{dtype}"], dict[str, tuple[dict, dict, list[int | str]]]()
+        for target in (80, 90, 100, 120, "gfx942"):
+            tile, options = kv_formats.configuration(target, rows, width, 4 if dtype == "fp32" else 2, keys)
+            tag = f"{tile['BLOCK_M']}x{tile['BLOCK_N']}-w{options['num_warps']}-s{options['num_stages']}"
+            picked.setdefault(tag, (tile, options, []))[2].append(target)
+        types = dict.fromkeys(("k", "v"), codes) | dict.fromkeys(("k_scale", "k_zero", "v_scale", "v_zero"), f"*{parameters or dtype}")
+        for tag, (tile, options, targets) in picked.items():
+            constants = like.constexprs | tile | {"PAGE": page, "WITHIN": page > 0 and page % tile["BLOCK_N"] == 0}
+            constants |= {"K_FORMAT": keys, "V_FORMAT": values}
+            tag = f"{name}-d{width}-{dtype}-page{page}-{tag}"
+            yield Variant(tag, like.kernel, like.signature | types, constants, options, like.divisible, tuple(targets))

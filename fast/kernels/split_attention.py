@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from twofold.fast import backend
-from twofold.fast.kernels import split_attention_torch
+from twofold.fast.kernels import kv_formats, split_attention_torch
 from twofold.fast.kernels.combine_splits import combine_triton, share
 from twofold.fast.kernels.kv_formats import NUMBERS, PLAIN, stored_tile
 from twofold.fast.kernels.split_attention_config import configuration
@@ -302,7 +302,10 @@ def _launch(o, lse, everything, q, k, v, sink, q_rest, k_rest, table, length, bo
     (batch, t_q, heads, d), kv_heads, dv, rest = q.shape, k.shape[2], o.shape[4], 0 if q_rest is None else q_rest.shape[3]
     pads = [max(16, triton.next_power_of_2(width)) if width else 0 for width in (d, dv, rest)]
     page, capacity, group = 0 if table is None else k.shape[1], _capacity(k, table), heads // kv_heads
-    tile, options = configuration(architecture(q), t_q * group, *pads, q.element_size(), page > 0)
+    if stored is NUMBERS:
+        tile, options = configuration(architecture(q), t_q * group, *pads, q.element_size(), page > 0)
+    else:
+        tile, options = kv_formats.configuration(architecture(q), t_q * group, max(pads), q.element_size(), stored[0].format)
     strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3]]
     strides += [0] * 5 if q_rest is None else [*q_rest.stride()[:3], *k_rest.stride()[:2]]
     for _, parameters, _ in stored:
