@@ -97,7 +97,7 @@ def combine_triton(parts, sums, dtype, sink=None, length=None, capacity=None, si
 
 
 def combine_torch(parts, sums, dtype, sink=None):
-    """The same, every chunk counting, one after the other: chunks that hold nothing add zeros, and their number does not show in the bits."""
+    """The same, every chunk counting, one after the other: empty chunks add zeros, and their number does not show in the bits."""
     top = sums.amax(0) if len(sums) else sums.new_full(sums.shape[1:], -math.inf)
     top = torch.where(top == -math.inf, 0, top)  # (B, H, N)
     total = torch.zeros_like(top)
