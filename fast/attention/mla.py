@@ -52,10 +52,10 @@ def absorb(
         checks.dtypes(torch.int32, torch.int64, length=length)
     scale = (sizes["d_n"] + sizes["d_R"]) ** -0.5 if scale is None else float(scale)
     down = torch.einsum("bthn,hnc->bthc", qn, w_uk).contiguous()  # (B, N, H, d_c)
-    rest = {"q_rest": qr, "k_rest": kr} if sizes["d_R"] else {}
+    q_rest, k_rest = (qr, kr) if sizes["d_R"] else (None, None)
     o, lse = split_attention(
-        down, c[:, :, None], None, **rest, table=table, length=length, size=size, left=left, right=right, scale=scale
-    )  # fmt: skip
+        down, c[:, :, None], None, q_rest=q_rest, k_rest=k_rest, table=table, length=length, size=size, left=left, right=right, scale=scale
+    )
     return torch.einsum("bthc,hvc->bthv", o, w_uv), lse
 
 
