@@ -3,7 +3,7 @@
     with Ranks("attention.ring", side) as ranks:
         results = ranks.run(attend, [arguments of rank 0, arguments of rank 1])
 
-A task is a function of this module, called in each process with the implementation under test and a group of as many ranks as there are
+A task is a function of a module, called in each process with the implementation under test and a group of as many ranks as there are
 arguments: the last ones of all, so that a rank in the group is not a rank of the world. A rank that fails ends the run with its error; the
 processes are started anew for the next.
 """
@@ -81,7 +81,7 @@ class Ranks:
             self._start()
         pipes = self.pipes[MOST - len(arguments) :]
         for pipe, mine in zip(pipes, arguments, strict=True):
-            pipe.send((task.__name__, len(arguments), mine))
+            pipe.send((task, len(arguments), mine))
         results = []
         for rank, pipe in enumerate(pipes):
             try:
@@ -127,6 +127,6 @@ def _serve(rank, store, chapter, side, pipe, environment):
             except EOFError:
                 return
             try:
-                pipe.send(("", globals()[task](fast, groups[size], *arguments)))
+                pipe.send(("", task(fast, groups[size], *arguments)))
             except Exception as error:  # told to the test, which raises it
                 pipe.send((f"{type(error).__name__}: {error}", None))
