@@ -92,6 +92,7 @@ def test_machines_are_chosen_by_what_lies_before_them():
 
 @given(requests, pools, modes, st.sampled_from([5000, 10**9]))
 @example([Request(Fraction(0), 3, 4)] * 8, (2, 2, 2), "layerwise", 5000)
+@example([Request(Fraction(0), 3, 4)] * 8, (1, 1, 0), "layerwise", 20)
 def test_every_request_gets_its_tokens_in_order(fast, work, machines, mode, memory):
     """Fast gives the definition's traces. Who arrives is served; no token before its time, none after the next."""
     cluster = Cluster(*machines, 4, Fraction(1), mode, memory)
