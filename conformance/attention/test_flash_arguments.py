@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from twofold.conformance import inputs, target
+from twofold.conformance.compare import exactly
 
 OPTIONS = {"causal": True, "window": (3, None), "softcap": 2.0}
 
@@ -87,3 +88,14 @@ def test_half_precision_inputs_keep_their_dtype(fast):
         o, lse = fast.forward(*tensors(dtype), **OPTIONS)
         assert o.dtype == dtype and lse.dtype == torch.float32
         assert inputs.array(o).shape == (1, 5, 2, 8) and lse.shape == (1, 2, 5)
+
+
+def test_a_batch_of_nothing_is_nothing(fast):
+    """No sequences, no rows, no keys: results of the right shapes, gradients included."""
+    for b, t_q, t_k in ((0, 5, 3), (2, 0, 3), (2, 5, 0), (0, 0, 0)):
+        q, k = torch.ones(b, t_q, 4, 16, device=inputs.target.device()), torch.ones(b, t_k, 2, 16, device=inputs.target.device())
+        o, lse = fast.forward(q, k, k, causal=True)
+        assert o.shape == q.shape and lse.shape == (b, 4, t_q)
+        dq, dk, dv, _, _ = fast.backward(q, k, k, o, lse, o, causal=True)
+        for gradient, like in ((dq, q), (dk, k), (dv, k)):
+            exactly(gradient, torch.zeros_like(like), "gradient")

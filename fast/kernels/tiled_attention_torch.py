@@ -39,8 +39,8 @@ def forward_torch(q, k, v, sink, left, right, scale, softcap):
             acc = acc.mul_(rescale[..., None]).baddbmm_(_as(p, q.dtype), values[:, columns])
             m = m_new
         total = torch.where(l == 0, 1, l)
-        acc = acc.div_(total[..., None]).view(b, heads, -1, dv)
-        sums = torch.where(l == 0, -math.inf, m + total.log()).view(b, heads, -1)
+        acc = acc.div_(total[..., None]).view(b, heads, rows.stop - rows.start, dv)
+        sums = torch.where(l == 0, -math.inf, m + total.log()).view(b, heads, rows.stop - rows.start)
         if sink is not None:
             acc = acc * torch.sigmoid(torch.where(sums == -math.inf, 0, sums) - sink[:, None])[..., None]
         o[:, rows] = acc.transpose(1, 2)
@@ -73,7 +73,7 @@ def backward_torch(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap)
             ds = _as(ds, q.dtype)
             dk[:, columns].baddbmm_(ds.mT, queries, alpha=scale)
             dq_rows.baddbmm_(ds, keys[:, columns], alpha=scale)
-        dq[:, rows] = dq_rows.view(q.shape[0], q.shape[2], -1, q.shape[3]).transpose(1, 2)
+        dq[:, rows] = dq_rows.view(q.shape[0], q.shape[2], rows.stop - rows.start, q.shape[3]).transpose(1, 2)
     return dq, _tokens_first(dk, k), _tokens_first(dv, v), dsink
 
 
