@@ -131,7 +131,7 @@ def _(parts, sums):
 
 
 def _warps(dv):
-    return 1 if dv <= 64 else 4
+    return 1 if dv <= 64 else 4 if dv <= 256 else 8
 
 
 def variants() -> Iterator[Variant]:
