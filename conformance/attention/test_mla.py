@@ -156,10 +156,14 @@ def test_wrong_arguments_are_named(fast):
     case = tensors(*arrays(0, (2, 16, 8, 8, 16), 2, 4, "float32"))
     qn, qr, c, kr, w_uk, w_uv = case
     table = torch.zeros(1, 1, dtype=torch.int32, device=qn.device)
+    wide = qn, qr, c.repeat(1, 1, 40), kr, w_uk.repeat(1, 1, 40), w_uv.repeat(1, 1, 40)
     for call, error, name in (
         (lambda: fast.expand(qn, qr, c, kr[:, :3], w_uk, w_uv), ValueError, "kr"),
         (lambda: fast.absorb(qn, qr, c, kr, w_uk[:1], w_uv), ValueError, "w_uk"),
         (lambda: fast.absorb(qn, qr, c.double(), kr, w_uk, w_uv), TypeError, "c"),
+        (lambda: fast.absorb(qn, qr, c, kr, w_uk, w_uv, scale=float("nan")), ValueError, "scale"),
+        (lambda: fast.absorb(qn, qr, c, kr, w_uk, w_uv, size=0), ValueError, "size"),
+        (lambda: fast.absorb(*wide), ValueError, "c must"),
         (lambda: fast.absorb(qn, qr, c, kr, w_uk, w_uv, table=table), ValueError, "length"),
         (lambda: fast.absorb(qn, qr, c, kr, w_uk, w_uv, length=torch.ones(2, dtype=torch.int32, device=qn.device)), ValueError, "length"),
         (lambda: fast.queries(c, torch.arange(4), w_dq=w_uk[0], gain=c[0, 0, :8], w_uq=w_uv[:, :, :8], d_rope=17), ValueError, "d_rope"),

@@ -5,6 +5,8 @@ for decoding: the heads attend the latents themselves, which are read once, keys
 its cache may lie in pages. `absorb` has no gradients. Where the two round, they round differently.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from twofold.fast.attention.flash import _window
 from twofold.fast.kernels.split_attention import SIZE, split_attention
 
 __all__ = ["expand", "absorb", "compress", "queries"]
+
+WIDEST, WIDEST_KEY = 512, 64  # wider latents and rotated keys do not fit a tile
 
 
 def expand(
@@ -50,7 +54,14 @@ def absorb(
     if length is not None:
         checks.shape(qn=(qn, "B N H d_n"), length=(length, "B"))
         checks.dtypes(torch.int32, torch.int64, length=length)
+    for name, width, widest in (("c", sizes["d_c"], WIDEST), ("kr", sizes["d_R"], WIDEST_KEY)):
+        if width > widest:
+            raise ValueError(f"{name} must have at most {widest} numbers per token, not {width}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
     scale = (sizes["d_n"] + sizes["d_R"]) ** -0.5 if scale is None else float(scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, not {scale}")
     down = torch.einsum("bthn,hnc->bthc", qn, w_uk).contiguous()  # (B, N, H, d_c)
     q_rest, k_rest = (qr, kr) if sizes["d_R"] else (None, None)
     o, lse = split_attention(
