@@ -236,5 +236,5 @@ def test_operator_is_registered_in_full(fast):
     q, k, v = arguments()
     codes = [x.to(torch.int8) for x in (q, k)]
     ones = q.new_ones(1, 2, 5), q.new_ones(1, 1, 9)
-    options = 3, 0, 0.25, 32, torch.float32
+    options = None, None, 1, 3, 0, 0.25, 32, 1.0, False, False, torch.float32
     torch.library.opcheck(torch.ops.twofold.quantized_attention_forward, (*codes, v, *ones, *options))

@@ -37,8 +37,8 @@ def forward(
     """
     left, right, scale = options(q, k, v, block_k, causal, window, scale)
     centered, mean = smooth_k(k) if smooth else (k, None)
-    q_codes, _, q_scale = encode(q, _rows(block_q, "block_q"))
-    k_codes, _, k_scale = encode(centered, block_k)
+    q_codes, _, q_scale = encode(q, (_rows(block_q, "block_q"),), (0,), 127, torch.int8)
+    k_codes, _, k_scale = encode(centered, (block_k,), (0,), 127, torch.int8)
     o, lse = attend(q_codes, k_codes, v, q_scale, k_scale, left=left, right=right, scale=scale, block_k=block_k, dtype=q.dtype)
     return o, lse if mean is None else lse + unshift(q, mean, scale)
 
@@ -53,7 +53,7 @@ def smooth_k(k: Tensor) -> tuple[Tensor, Tensor]:
 def quantize(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """Codes (B, T, H, D) in int8, -127 … 127, and one float32 scale per block of `rows` rows, (B, H, blocks)."""
     checks.shape(x=(x, "B T H D"))
-    return encode(x, _rows(rows, "rows"))[:2]
+    return encode(x, (_rows(rows, "rows"),), (0,), 127, torch.int8)[:2]
 
 
 def unshift(q: Tensor, mean: Tensor, scale: float) -> Tensor:
