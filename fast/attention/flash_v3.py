@@ -44,8 +44,9 @@ def forward_fp8(
     k_codes, _, k_scale = encode(k, (block_k,), (0,), 448, E4M3)
     v_codes, v_scale, _ = encode(v, (block_k,), (0,), 448, E4M3)
     codes = q_codes, k_codes, v_codes, q_scale, k_scale, v_scale
-    form = {"top": 2.0**offset, "by_tile": True, "reverse": True}
-    return attend(*codes, left=left, right=right, scale=scale, block_k=block_k, dtype=q.dtype, **form)
+    return attend(
+        *codes, left=left, right=right, scale=scale, block_k=block_k, top=2.0**offset, by_tile=True, reverse=True, dtype=q.dtype
+    )
 
 
 def incoherent(q: Tensor, k: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:

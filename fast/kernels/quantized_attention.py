@@ -205,7 +205,7 @@ def variants() -> Iterator[Variant]:
             picked.setdefault(str(configuration(target, width, size, block_k)), []).append(target)
         for targets in picked.values():
             tile, options = configuration(targets[0], width, size, block_k)
-            constants = {"D": width, "DV": width, "D_PAD": width, "DV_PAD": width, **tile, "LEFT": True, "RIGHT": True}
+            constants: dict[str, float] = {"D": width, "DV": width, "D_PAD": width, "DV_PAD": width, **tile, "LEFT": True, "RIGHT": True}
             constants |= {"TOP": 127.0, "BY_TILE": by_tile, "SHARED": shared, "REVERSE": by_tile}
             types = {"q": f"*{codes}", "k": f"*{codes}", "v": f"*{values}", "o": "*fp32" if values == "fp32" else "*bf16", "factor": "fp32"}
             types |= dict.fromkeys(("q_scale", "k_scale", "v_scale", "shared", "lse"), "*fp32") | dict.fromkeys(constants, "constexpr")
