@@ -52,6 +52,15 @@ def device():
     return target.device()
 
 
+@pytest.fixture
+def one_thread():
+    """A matrix product of the CPU's library is cut among its threads by the size of the whole batch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     compare.observed.clear()

@@ -38,7 +38,11 @@ ELEMENTWISE: dict[Any, tuple[Callable, Callable, float]] = {
     np.subtract: (lambda r, a, b: (1, 1), lambda r, v, e, u: e[0] + e[1], 1),
     np.multiply: (
         lambda r, a, b: (b, a),
-        lambda r, v, e, u: np.where(e[1] > 0, np.abs(v[0]) * e[1], 0) + np.where(e[0] > 0, np.abs(v[1]) * e[0], 0) + e[0] * e[1],
+        lambda r, v, e, u: (
+            np.where(e[1] > 0, np.abs(v[0]) * e[1], 0)
+            + np.where(e[0] > 0, np.abs(v[1]) * e[0], 0)
+            + np.where((e[0] > 0) & (e[1] > 0), e[0] * e[1], 0)
+        ),
         1,
     ),
     np.true_divide: (
@@ -53,7 +57,11 @@ ELEMENTWISE: dict[Any, tuple[Callable, Callable, float]] = {
     np.maximum: (lambda r, a, b: (a >= b, b >= a), lambda r, v, e, u: np.maximum(e[0], e[1]), 0),
     np.minimum: (lambda r, a, b: (a <= b, b <= a), lambda r, v, e, u: np.maximum(e[0], e[1]), 0),
     # implementations evaluate exp(x) as exp2(x · log2 e): the product is rounded too
-    np.exp: (lambda r, a: (r,), lambda r, v, e, u: r * np.expm1(e[0]) + np.where(r > 0, r * np.abs(v[0]), 0) * 2 * u, ULPS),
+    np.exp: (
+        lambda r, a: (r,),
+        lambda r, v, e, u: np.where(e[0] < 1, r * np.expm1(e[0]), np.exp(v[0] + e[0])) + np.where(r > 0, r * np.abs(v[0]), 0) * 2 * u,
+        ULPS,
+    ),
     np.expm1: (lambda r, a: (r + 1,), lambda r, v, e, u: (r + 1) * (np.expm1(e[0]) + 2 * u * np.abs(v[0])), ULPS),
     np.log: (lambda r, a: (1 / a,), lambda r, v, e, u: -np.log1p(-np.minimum(e[0] / v[0], 1)), ULPS),
     np.log1p: (lambda r, a: (1 / (1 + a),), lambda r, v, e, u: -np.log1p(-np.minimum(e[0] / (1 + v[0]), 1)), ULPS),
@@ -102,7 +110,7 @@ def _elementwise(ufunc, operands: Sequence[Triple], precision: Precision) -> Tri
         variance = sum(spreads, np.zeros(value.shape))
         if not roundings:
             return value, np.where(np.isfinite(value), error, 0.0), variance
-        error = np.where(np.isnan(error), 0.0, error)
+        error = np.where(np.isnan(error), np.inf, error)  # the difference of two bounds that are infinite bounds nothing
         error = error + roundings * (precision.unit * (np.abs(value) + error) + precision.tiny)
         variance = variance + (roundings * precision.unit * np.abs(value)) ** 2 / 3 + precision.tiny**2
     return _finite(value, error, variance)

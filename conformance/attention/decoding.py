@@ -65,9 +65,9 @@ class Decoding:
 
 
 @st.composite
-def decodings(draw, dtypes=("float32", "bfloat16", "float16"), lengths=LENGTHS, rows=(1, 1, 2, 5), heads=HEADS):
+def decodings(draw, dtypes=("float32", "bfloat16", "float16"), lengths=LENGTHS, rows=(1, 1, 2, 5), heads=HEADS, widths=WIDTHS):
     dtype, regime, seed = draw(st.sampled_from(dtypes)), draw(inputs.regimes), draw(inputs.seeds)
-    (h, h_kv), (d, dv), n, lengths = draw(st.sampled_from(heads)), draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(rows)), draw(lengths)
+    (h, h_kv), (d, dv), n, lengths = draw(st.sampled_from(heads)), draw(st.sampled_from(widths)), draw(st.sampled_from(rows)), draw(lengths)
     room = max(lengths) + draw(st.sampled_from([0, 3]))
     shapes = [(len(lengths), n, h, d), (len(lengths), room, h_kv, d), (len(lengths), room, h_kv, dv)]
     q, k, v = inputs.values(regime, shapes, seed, dtype)

@@ -23,15 +23,6 @@ def run(fast, problem, **chunks):
     return fast.attention(*problem.tensors(), length=problem.length, **problem.keywords, **chunks)
 
 
-@pytest.fixture
-def one_thread():
-    """A matrix product of the CPU's library is cut among its threads by the size of the whole batch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @given(st.sampled_from([0, 1, 16, 17, 33, 50]), st.sampled_from([1, 2, 7]), st.sampled_from([(1, 1), (3, 1), (10, 2), (7, 1), (8, 1)]),
        st.booleans(), windows, st.sampled_from([16, 17, 512]))  # fmt: skip
 @example(50, 7, (10, 2), True, (20, 17), 17)

@@ -120,15 +120,6 @@ def test_every_interleaving_attends_as_if_it_lay_in_rows(fast):
     run_state_machine_as_test(Here, settings=settings(stateful_step_count=12))
 
 
-@pytest.fixture
-def one_thread():
-    """A matrix product of the CPU's library is cut among its threads by the size of the whole batch."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.usefixtures("one_thread")
 @given(st.permutations([0, 1, 2, 3]), st.integers(1, 4), inputs.seeds)
 def test_a_decoded_sequence_has_its_own_bits_in_any_batch(fast, order, together, seed):

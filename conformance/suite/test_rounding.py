@@ -110,6 +110,16 @@ def test_elementary_functions_cover_their_float32_versions(name):
     assert np.all(np.abs(getattr(torch, name)(torch.from_numpy(moved).float()).double().numpy() - expected.value) <= expected.error)
 
 
+def test_what_is_unbounded_stays_unbounded():
+    """The logarithm of a sum that may be nothing has no bound: neither have its exponential, its product with 1, its quotient."""
+    x = Rounded(np.ones(3), np.array([0.5, 1.0, 2.0]), precision=Precision("float32"))
+    log = np.log(x)
+    for result in (log, log * Rounded(np.ones(3), precision=Precision("float32")), log - log, np.exp(log), log / 2.0, np.ones(3) / x):
+        assert np.isfinite(result.error).tolist() == [True, False, False]
+    logits = Rounded(np.array([-5000.0, -np.inf]), np.array([4000.0, 0.0]), precision=Precision("float32"))
+    assert np.all(np.exp(logits).error <= 1e-30)  # however wide the interval, it ends where exponentials are nothing
+
+
 def test_an_operation_without_a_rule_is_an_error():
     x = Rounded(np.ones(3), precision=Precision("float32"))
     into = lambda x: np.add(x, x, out=np.ones(3))

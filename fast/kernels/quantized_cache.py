@@ -14,7 +14,7 @@ from twofold.fast import backend
 from twofold.fast.kernels import kv_formats, split_attention, split_attention_torch
 from twofold.fast.kernels.combine_splits import combine_torch, combine_triton
 from twofold.fast.kernels.kv_formats import Stored, read
-from twofold.fast.kernels.split_attention import SIZE, _attention_triton, _launch
+from twofold.fast.kernels.split_attention import SIZE, _attention_triton, _launch, demand_places
 from twofold.fast.kernels.variant import Variant
 
 __all__ = ["attend", "attention", "variants"]
@@ -42,10 +42,11 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, k_scale: Tensor, v_scale: Tensor, sink: Tensor | None, table: Tensor | None, length: Tensor | None,
     kind: str, tokens: int, left: int | None, right: int | None, scale: float, softcap: float | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    demand_places(k, table, length)
     stored = tuple(Stored((kind, 8, tokens, 0), parameters, None) for parameters in (k_scale, v_scale))
     options = None, None, table, length, None, SIZE, left, right, scale, softcap
     if backend.triton(q):
-        k, v = (x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x for x in (k, v))
+        k, v = (x.view(torch.uint8 if x.dtype == torch.float8_e4m3fn else x.dtype) for x in (k, v))  # never one tensor: scales differ
         return _attention_triton(q, k, v, sink, *options, stored)
     keys, values = (read(x, each, x.shape[3], q.dtype) for x, each in zip((k, v), stored, strict=True))
     return split_attention_torch.attention(q, keys, values, sink, *options)
