@@ -135,7 +135,7 @@ def test_scales_inside_padded_pages(fast, number, page, padding):
 
 
 def test_calibrated_scales_are_shared(fast):
-    """One scale for all heads and blocks, one per head, or one per row, is the same as one for every token; one tensor may be both codes."""
+    """One scale for all heads and blocks, one per head, or one per row, equals one for every token; one tensor may be both codes."""
     rng = np.random.default_rng(0)
     q, codes = inputs.tensor(rng.standard_normal((2, 1, 4, 16)), "float32"), inputs.tensor(rng.integers(-9, 10, (2, 20, 2, 16)), "int8")
     for shape in ((1, 1, 1), (1, 1, 2), (2, 1, 1), (2, 1, 2)):

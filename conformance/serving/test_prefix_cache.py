@@ -153,6 +153,15 @@ def test_one_token_is_always_left_to_compute(fast):
         assert [cache.match([1, 2, 3, 4, 5][:n]) for n in range(6)] == [[], [], [], blocks[:1], blocks[:1], blocks]
 
 
+def test_committing_again_changes_nothing(fast):
+    for module in (spec, fast):
+        cache = made(module)
+        blocks = cache.take(2)
+        for length in (2, 4, 4, 3):
+            cache.commit(blocks, [1, 2, 3, 4][:length])
+        assert cache.match([1, 2, 3, 4, 5]) == blocks
+
+
 def test_a_prompt_shorter_than_a_block_is_never_found(fast):
     for module in (spec, fast):
         cache = made(module, B=4)

@@ -23,7 +23,8 @@ def main() -> None:
         parts.append(f'<path d="M{x} {y}h{SPAN * STEP}" stroke="currentColor" stroke-opacity="0.15"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{float(y) + 4}" text-anchor="end">{label}</text>')
     for x in range(3 - SPAN, 1, 3):
-        parts.append(f'<text x="{LEFT + (x + SPAN) * STEP}" y="{BOTTOM + 18}" text-anchor="middle">{"1" if x == 0 else f"1/{2**-x}"}</text>')
+        label = "1" if x == 0 else f"1/{2**-x}"
+        parts.append(f'<text x="{LEFT + (x + SPAN) * STEP}" y="{BOTTOM + 18}" text-anchor="middle">{label}</text>')
     parts.append(f'<text x="{LEFT + SPAN * STEP / 2}" y="340" text-anchor="middle">a number, in parts of the largest of its group</text>')
     for number, color in COLORS.items():
         at = np.arange(-SPAN, 0.01, 0.125)
