@@ -51,8 +51,9 @@ budgets: $(READY) ## compile every kernel ahead of time, and hold it to its budg
 museum: $(READY) ## plant every known bug, and see the suite catch it
 	$(BIN)/twofold bugs
 
-examples: $(READY) ## train small drafters for a small target, and count what each saves: the two-minute setting
+examples: $(READY) ## small drafters trained for a small target, in two minutes; a text read by one process and written by another
 	$(BIN)/python examples/train_drafters.py --quick --device cpu --folder $$(mktemp -d)
+	$(BIN)/python examples/disaggregated.py
 
 bench: $(READY) ## measure speed on this machine
 	$(BIN)/twofold bench

@@ -1,8 +1,18 @@
 """Splitwise: one process reads prompts, another writes tokens; and a simulator of many. See `twofold.spec.serving.splitwise`.
 
-`run` is called by both processes of a `torch.distributed` group: rank 0 is the prompt machine, rank 1 the token machine. Each layer's
-cache is sent while later layers compute, and is used only when all have arrived: a peer that is lost is a `ConnectionError`, and nothing of
-a half moved cache is left. How long to wait for a peer is the group's timeout.
+Both processes of a `torch.distributed` group call `run` with the same requests: rank 0 is the prompt machine, rank 1 the token machine.
+A model is `(embed, layers, head)` on rows, of one prompt here and of all running requests there:
+
+- `embed(tokens (n,), position (n,)) -> z (n, D)`
+- `layer(z, position, attend) -> z`, which once calls `attend(q (n, H, d), k (n, Hkv, d), v (n, Hkv, dv), **options) -> o (n, H, dv)`;
+  `options` are those of `serving.kv_cache`
+- `head(z) -> tokens (n,)`
+
+A layer's keys and values are sent while it and later layers compute, and are written straight into the blocks of the token machine's
+cache. They bear the request's name there, a number, when all layers have come and a checksum agrees, not before. A machine that is lost
+or silent for longer than the group's timeout is a `ConnectionError` at the other; after it, the group is of no more use.
+
+The group needs gloo for CPU tensors and, on GPUs, NCCL for theirs, as `init_process_group()` makes it when no backend is named.
 
 `simulate` gives the definition's traces; its events lie in a heap, and what lies before each machine is kept rather than counted anew.
 """
@@ -16,11 +26,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from twofold.fast import checks
+from twofold.fast.serving._transfer import PromptMachine, TokenMachine, blocks
+from twofold.fast.serving.kv_cache import Cache
+
 __all__ = ["simulate", "route", "transfer_tail", "run", "Request", "Cluster", "Costs", "Trace"]
 
 LIMIT = 2048  # tokens of a prompt batch
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int8, torch.int64)
-HEADER = 10  # layer, part, parts, dtype, axes, and up to five sizes
 FINISHED, ARRIVED, NEW = range(3)  # the order of what happens at one time
 
 
@@ -136,78 +148,47 @@ def transfer_tail(layers: int, compute: Any, transfer: Any, mode: str) -> Any:
 
 
 def run(
-    model: tuple, prompt: Tensor, output: int, *, group: dist.ProcessGroup | None = None, arrived: Callable[[int], None] | None = None
-) -> list[int]:
-    """The tokens of one request, greedily, as both processes of a group of two return them.
+    model: tuple,
+    prompt: Sequence[Tensor],
+    output: Sequence[int],
+    *,
+    cache: Cache | None = None,
+    group: dist.ProcessGroup | None = None,
+    report: Callable[[str, int, int], None] | None = None,
+) -> list[list[int]]:
+    """The tokens of every request, greedily, as both processes return them; `prompt` holds a tensor (n,) for each, `output` a number.
 
-    `model` is (embed, layers, head): `embed(tokens (n,), position)` gives rows (n, D), a layer maps rows and the cache of earlier ones, or
-    None, to rows and the cache of all, a tuple of tensors, and `head(row)` is a token. `arrived` is told each layer whose cache is there.
+    The token machine gives a `cache` with room for the largest request. `report(event, request, number)` hears of layers "sent" and
+    "arrived", of a cache that is "whole", and of each "token".
     """
-    if output < 1 or not len(prompt):
-        raise ValueError(f"output and prompt must have at least one token, not {output} and {len(prompt)}")
+    if len(output) != len(prompt):
+        raise ValueError(f"output must have one number for each of the {len(prompt)} prompts, not {len(output)}")
+    for r, (tokens, count) in enumerate(zip(prompt, output, strict=True)):
+        checks.shape(prompt=(tokens, "n"))
+        checks.dtypes(torch.int64, torch.int32, prompt=tokens)
+        if not len(tokens) or count < 1:
+            raise ValueError(f"prompt and output must have at least one token each, which request {r} has not: {len(tokens)}, {count}")
     if dist.get_world_size(group) != 2:
         raise ValueError(f"group must have 2 ranks, a prompt machine and a token machine, not {dist.get_world_size(group)}")
+    if not len(prompt):
+        return []
+    report = report or (lambda event, request, number: None)
     if dist.get_rank(group) == 0:
-        return _read(model, prompt, output, group)
-    return _write(model, len(prompt), output, group, arrived)
+        return PromptMachine(model, prompt, output, group, report).run()
+    return TokenMachine(model, prompt, output, _checked(cache, model, prompt, output), group, report).run()
 
 
-@torch.no_grad()
-def _read(model, prompt, output, group):
-    """The prompt machine: nothing that it sends waits for a later layer."""
-    embed, layers, head = model
-    z, sent = embed(prompt, 0), []
-    try:
-        for number, layer in enumerate(layers):
-            z, cache = layer(z, None)
-            for part, tensor in enumerate(cache):
-                axes = [number, part, len(cache), DTYPES.index(tensor.dtype), tensor.ndim, *tensor.shape]
-                header = torch.tensor(axes + [0] * (HEADER - len(axes)), device=z.device)
-                for message in (header, tensor.contiguous().view(-1).view(torch.uint8)):
-                    sent.append((dist.isend(message, group=group, group_dst=1), message))  # which must live as long
-        first = torch.as_tensor(head(z[-1])).view(1).to(z.device, torch.int64)
-        for work, _ in [*sent, (dist.isend(first, group=group, group_dst=1), first)]:
-            work.wait()
-        tokens = torch.empty(output, dtype=torch.int64, device=z.device)
-        dist.recv(tokens, group=group, group_src=1)
-    except RuntimeError as error:
-        raise ConnectionError("the token machine was lost before it had written all tokens") from error
-    return tokens.tolist()
-
-
-@torch.no_grad()
-def _write(model, length, output, group, arrived):
-    """The token machine: a cache is a cache when all layers are there."""
-    embed, layers, head = model
-    moved: list[tuple] = []
-    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
-    try:
-        while len(moved) < len(layers):
-            parts, count = list[Tensor](), 1
-            while len(parts) < count:
-                header = torch.empty(HEADER, dtype=torch.int64, device=device)
-                dist.recv(header, group=group, group_src=0)
-                number, part, count, dtype, axes, *shape = header.tolist()
-                if (number, part) != (len(moved), len(parts)):
-                    raise ConnectionError(f"layer {number}, part {part} came where layer {len(moved)}, part {len(parts)} should")
-                tensor = torch.empty(shape[:axes], dtype=DTYPES[dtype], device=device)
-                dist.recv(tensor.view(-1).view(torch.uint8), group=group, group_src=0)
-                parts.append(tensor)
-            moved.append(tuple(parts))
-            if arrived:
-                arrived(number)
-        first = torch.empty(1, dtype=torch.int64, device=device)
-        dist.recv(first, group=group, group_src=0)
-        tokens = first.tolist()
-        for position in range(length, length + output - 1):
-            z = embed(torch.tensor(tokens[-1:], device=device), position)
-            for i, layer in enumerate(layers):
-                z, moved[i] = layer(z, moved[i])
-            tokens.append(int(head(z[-1])))
-        dist.send(torch.tensor(tokens, device=device), group=group, group_dst=0)
-    except RuntimeError as error:
-        raise ConnectionError(f"the prompt machine was lost when {len(moved)} of {len(layers)} layers had come; none is kept") from error
-    return tokens
+def _checked(cache, model, prompt, output):
+    if cache is None:
+        raise ValueError("cache must be given on the token machine, rank 1: the keys and values move into it")
+    if len(cache.k) != len(model[1]):
+        raise ValueError(f"cache must have a layer for each of the model's {len(model[1])}, not {len(cache.k)}")
+    for r, (tokens, count) in enumerate(zip(prompt, output, strict=True)):
+        if r in cache.pool.tables:
+            raise ValueError(f"cache must not hold a sequence of the name {r}, which is that of a request")
+        if count > 1 and (needed := blocks(cache, tokens, count)) > len(cache.pool.free):
+            raise ValueError(f"cache must have {needed} free blocks for request {r}, not {len(cache.pool.free)}")
+    return cache
 
 
 def _tail(request, tokens, trace, cluster, costs):
