@@ -153,6 +153,13 @@ def test_one_token_is_always_left_to_compute(fast):
         assert [cache.match([1, 2, 3, 4, 5][:n]) for n in range(6)] == [[], [], [], blocks[:1], blocks[:1], blocks]
 
 
+def test_taking_nothing_takes_nothing(fast):
+    for module in (spec, fast):
+        cache = made(module)
+        everything = cache.take(len(cache.pool.free))
+        assert cache.take(0) == [] and len(everything) == len(cache.pool.ref) - 1
+
+
 def test_committing_again_changes_nothing(fast):
     for module in (spec, fast):
         cache = made(module)
