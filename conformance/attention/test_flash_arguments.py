@@ -75,12 +75,12 @@ def test_operators_are_registered_in_full(fast):
     fast.forward  # noqa: B018  the module that registers them
     q, k, v = (x.requires_grad_() for x in tensors())
     sink = torch.zeros(2, device=q.device, requires_grad=True)
-    operators = torch.ops.twofold
-    torch.library.opcheck(operators.tiled_attention_forward, (q, k, v, sink, 3, 0, 0.25, 2.0))
-    torch.library.opcheck(operators.tiled_attention_forward, (q, k, v, None, None, None, 0.25, None))
+    operators, plain = torch.ops.twofold, ([], None, None, None, [], [], [], [], [])  # not packed, no functions, no blocks
+    torch.library.opcheck(operators.tiled_attention_forward, (q, k, v, sink, 3, 0, 0.25, 2.0, *plain))
+    torch.library.opcheck(operators.tiled_attention_forward, (q, k, v, None, None, None, 0.25, None, *plain))
     detached = [x.detach() for x in (q, k, v)]
-    o, lse = operators.tiled_attention_forward(*detached, None, None, None, 0.25, None)
-    torch.library.opcheck(operators.tiled_attention_backward, (*detached, None, o, lse, o, lse, None, None, 0.25, None))
+    o, lse = operators.tiled_attention_forward(*detached, None, None, None, 0.25, None, *plain)
+    torch.library.opcheck(operators.tiled_attention_backward, (*detached, None, o, lse, o, lse, None, None, 0.25, None, *plain))
 
 
 def test_half_precision_inputs_keep_their_dtype(fast):

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from twofold.fast import backend, checks
-from twofold.fast.kernels import tiled_attention, tiled_attention_torch
+from twofold.fast import checks
+from twofold.fast.kernels import tiled_attention_operator as operator
 
 __all__ = ["forward", "backward"]
 
@@ -35,7 +35,7 @@ def forward(
     """
     left, right = _window(causal, window)
     scale = _options(q, k, v, scale, softcap, sink)
-    return torch.ops.twofold.tiled_attention_forward(q, k, v, _float(sink), left, right, scale, softcap)
+    return operator.forward(q, k, v, sink, left, right, scale, softcap)
 
 
 def backward(
@@ -65,9 +65,8 @@ def backward(
     checks.dtypes(torch.float32, lse=lse)
     if dlse is not None:
         checks.shape(lse=(lse, "B H Tq"), dlse=(dlse, "B H Tq"))
-    op = torch.ops.twofold.tiled_attention_backward
-    dq, dk, dv, dsink = op(q, k, v, _float(sink), o, lse, do, dlse, left, right, scale, softcap)
-    return dq, dk, dv, None, None if sink is None else dsink
+    dq, dk, dv, dsink = operator.backward(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap)
+    return dq, dk, dv, None, dsink
 
 
 def _window(causal: bool, window: tuple[int | None, int | None] | None) -> tuple[int | None, int | None]:
@@ -101,52 +100,3 @@ def _options(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: floa
         if number is not None and not 0 < number < math.inf:
             raise ValueError(f"{name} must be positive and finite, not {number}")
     return sizes["D"] ** -0.5 if scale is None else float(scale)
-
-
-def _float(sink: Tensor | None) -> Tensor | None:
-    return None if sink is None else sink.float()
-
-
-@torch.library.custom_op("twofold::tiled_attention_forward", mutates_args=())
-def _forward(
-    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, left: int | None, right: int | None, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor]:
-    run = tiled_attention.forward_triton if backend.triton(q) else tiled_attention_torch.forward_torch
-    return run(q, k, v, sink, left, right, scale, softcap)
-
-
-@_forward.register_fake
-def _(q, k, v, sink, left, right, scale, softcap):
-    b, t_q, heads, _ = q.shape
-    return q.new_empty(b, t_q, heads, v.shape[3]), q.new_empty(b, heads, t_q, dtype=torch.float32)
-
-
-@torch.library.custom_op("twofold::tiled_attention_backward", mutates_args=())
-def _backward(
-    q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, o: Tensor, lse: Tensor, do: Tensor, dlse: Tensor | None,
-    left: int | None, right: int | None, scale: float, softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    run = tiled_attention.backward_triton if backend.triton(q) else tiled_attention_torch.backward_torch
-    dq, dk, dv, dsink = run(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap)
-    return dq, dk, dv, lse.new_empty(0) if dsink is None else dsink  # an operator returns tensors, not None
-
-
-@_backward.register_fake
-def _(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap):
-    return *(x.new_empty(x.shape) for x in (q, k, v)), lse.new_empty(0 if sink is None else sink.shape[0])
-
-
-def _save(ctx, inputs, output):
-    q, k, v, sink, *ctx.options = inputs
-    ctx.save_for_backward(q, k, v, sink, *output)
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx, do, dlse):
-    q, k, v, sink, o, lse = ctx.saved_tensors
-    do = torch.zeros_like(o) if do is None else do
-    dq, dk, dv, dsink = _backward(q, k, v, sink, o, lse, do, dlse, *ctx.options)
-    return dq, dk, dv, None if sink is None else dsink, None, None, None, None
-
-
-_forward.register_autograd(_gradients, setup_context=_save)

@@ -117,11 +117,11 @@ def _absorb(
 def _forward_kernel(
     q, k, v, o, lse,
     stride_qb, stride_qt, stride_qh, stride_kb, stride_kt, stride_kh, stride_vb, stride_vt, stride_vh,
-    heads, group, t_q, t_k, left, right, inner, factor, tau,
+    heads, group, t_q, t_k, left, right, factor, tau,
     D: tl.constexpr, DV: tl.constexpr, D_PAD: tl.constexpr, DV_PAD: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     LEFT: tl.constexpr, RIGHT: tl.constexpr, EVERY: tl.constexpr,
 ):  # fmt: skip
-    b, h, block = _program(t_q, heads, BLOCK_Q, True)  # under a causal mask the last queries see most
+    b, h, block, _, _, _, _ = _program(None, t_q, t_k, t_q, heads, BLOCK_Q, True, False)
     k += b * stride_kb + h // group * stride_kh
     v += b * stride_vb + h // group * stride_vh
     lane = tl.arange(0, BLOCK_Q)
@@ -202,12 +202,11 @@ def _forward_triton(q, k, v, left, right, scale, tau, every):
     (b, t_q, heads, _), dv = q.shape, v.shape[3]
     o, lse = q.new_empty(b, t_q, heads, dv), q.new_empty(b, heads, t_q, dtype=torch.float32)
     if lse.numel():
-        numbers, constants = tiled._numbers(q, k, v, left, right, scale, None), tiled._constants(q, v, left, right, None)
-        constants.pop("SOFTCAP")
+        sizes, window = tiled._sizes(q, k, v, left, right), tiled._windowed(q, v, left, right)
         tile, options = tiled._configuration("forward", q, v)
         grid = (b * heads * triton.cdiv(t_q, tile["BLOCK_Q"]),)
         with torch.cuda.device_of(q):
-            _forward_kernel[grid](q, k, v, o, lse, *numbers, tau, **constants, **tile, EVERY=every, **options)
+            _forward_kernel[grid](q, k, v, o, lse, *sizes, scale * tiled.LOG2E.value, tau, **window, **tile, EVERY=every, **options)
     return o, lse
 
 
@@ -271,7 +270,7 @@ def variants() -> Iterator[Variant]:
         for targets in picked.values():
             tile, options = configuration("forward", targets[0], width, width, size)
             constants = {"D": width, "DV": width, "D_PAD": width, "DV_PAD": width, **tile, "LEFT": True, "RIGHT": True, "EVERY": 4}
-            types = {"lse": "*fp32"} | dict.fromkeys(("inner", "factor", "tau"), "fp32") | dict.fromkeys(("q", "k", "v", "o"), f"*{dtype}")
+            types = {"lse": "*fp32"} | dict.fromkeys(("factor", "tau"), "fp32") | dict.fromkeys(("q", "k", "v", "o"), f"*{dtype}")
             types |= dict.fromkeys(constants, "constexpr")
             signature = {name: types.get(name, "i32") for name in _forward_kernel.arg_names}
             divisible = tuple(name for name in signature if signature[name].startswith("*") or name.startswith("stride"))

@@ -319,12 +319,13 @@ def _launch(o, lse, everything, q, k, v, sink, q_rest, k_rest, table, length, bo
         "LENGTH": length is not None, "BOUNDS": bounds is not None, "ALL": everything,
         "K_FORMAT": stored[0].format, "V_FORMAT": stored[1].format,
     }  # fmt: skip
+    inner, _, factor = _score_map(scale, softcap)
     grid = (triton.cdiv(t_q * group, tile["BLOCK_M"]) * kv_heads * len(lse) * batch,)
     with torch.cuda.device_of(q):
         _split_kernel[grid](
             q, k, *stored[0][1:], v, *stored[1][1:], q_rest, k_rest, table, length, bounds, sink, o, lse,
             *strides, 0 if table is None else table.stride(0),
-            batch, kv_heads, group, t_q, capacity, len(lse), size, *window, *_score_map(scale, softcap), **constants, **tile, **options,
+            batch, kv_heads, group, t_q, capacity, len(lse), size, *window, inner, factor, **constants, **tile, **options,
         )  # fmt: skip
 
 

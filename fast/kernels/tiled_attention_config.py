@@ -20,17 +20,21 @@ def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, s
     if architecture == "interpreter":  # few elements, and no two sizes alike
         tile, options = ((16, 32) if form == "key" else (32, 16)), {}
     elif size == 4:  # float32 products run on the ordinary cores
-        tile, options = (16, 16), {"num_warps": 4 if width <= 128 or architecture == "gfx942" else 8, "num_stages": 1}
+        warps = 16 if form == "query" and architecture != 100 else 8
+        if architecture == "gfx942" or width <= (64 if form == "forward" else 128):
+            warps = 4
+        stages = 2 if form == "key" and width <= 64 and architecture != "gfx942" else 1
+        tile, options = (16, 16), {"num_warps": warps, "num_stages": stages}
     else:
         roomy = architecture in (90, 100) and width <= 128
         if form == "forward":
             tile = (128 if roomy or width <= 128 else 64, 64 if roomy else 32)
         elif form == "query":
-            tile = (128, 64) if roomy else (64, 32)
+            tile = (128 if width <= 64 else 64, 64) if roomy else (64, 32)
         else:
             tile = (32, 64 if width <= 128 else 32)
         if architecture == "gfx942" and form == "key":  # masks live in scalar registers there, of which there are few
-            tile = (32, 32)
+            tile = (32 if width <= 128 else 16, 32)
         stages = 3 if form == "forward" and roomy and architecture == 90 else 2
         if architecture == "gfx942" or (width > 128 and (form == "key" or architecture == 120)):
             stages = 1
