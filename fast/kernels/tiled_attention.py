@@ -254,7 +254,8 @@ def forward_triton(q, k, v, sink, left, right, scale, softcap, packing: Packing 
         entries, programs = _programs(packing, b, t_q, tile["BLOCK_Q"], keys=False)
         with torch.cuda.device_of(q):
             _forward_kernel[(programs * heads,)](
-                q, k, v, sink, o, lse, entries, blocks and blocks.lines, *_values(mods), *_numbers(q, k, v, left, right, scale, softcap, mods),
+                q, k, v, sink, o, lse, entries, blocks and blocks.lines, *_values(mods),
+                *_numbers(q, k, v, left, right, scale, softcap, mods),
                 **_constants(q, v, left, right, softcap, packing, mods, blocks), **tile, SINK=sink is not None, **options,
             )  # fmt: skip
     return o, lse
@@ -365,6 +366,6 @@ def variants_of(kernels: dict[str, Any], types: dict[str, str], tensors: tuple[s
             by_name |= {"table": "*i32", "lists": ("*i32",) * 4, "tables": ("*i32", "*fp32"), "numbers": ("i32", "fp32")}
             by_name |= dict.fromkeys(tensors, f"*{dtype}") | dict.fromkeys(constants, "constexpr")
             signature = {name: by_name.get(name, "i32") for name in names}
-            divisible = tuple(n for n in names if n.startswith("stride") or (isinstance(signature[n], str) and signature[n].startswith("*")))
+            divisible = tuple(name for name in names if name.startswith("stride") or str(signature[name]).startswith("*"))
             tag = f"{form}-{kind}-{dtype}-d{width}-{tile['BLOCK_Q']}x{tile['BLOCK_K']}-w{options['num_warps']}-s{options['num_stages']}"
             yield Variant(tag, kernels[form], signature, constants, options, divisible, tuple(targets))

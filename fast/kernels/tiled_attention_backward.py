@@ -15,8 +15,23 @@ import triton.language as tl
 from twofold.fast.kernels.attention_mods import kernel_function
 from twofold.fast.kernels.packed_sequences import Packing
 from twofold.fast.kernels.tiled_attention import (
-    LOG2E, NOTHING, Blocks, _addressable, _allowed, _at, _configuration, _constants, _listed, _numbers, _program, _programs, _reach, _scores, _tile,
-    _values, variants_of,
+    LOG2E,
+    NOTHING,
+    Blocks,
+    _addressable,
+    _allowed,
+    _at,
+    _configuration,
+    _constants,
+    _listed,
+    _numbers,
+    _program,
+    _programs,
+    _reach,
+    _scores,
+    _tile,
+    _values,
+    variants_of,
 )  # fmt: skip
 from twofold.fast.kernels.variant import Variant
 
