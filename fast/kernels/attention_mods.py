@@ -187,7 +187,8 @@ IN_TORCH = {
     "read": lambda table, index: table[index], "wide": lambda index: index, "absolute": torch.abs,
     "quotient": lambda a, b: a // b, "remainder": lambda a, b: a % b,
 }  # fmt: skip
-IN_TRITON = {"read": read, "wide": wide, "absolute": absolute, "quotient": quotient, "remainder": remainder, "__name__": __name__}
+IN_TRITON = {"read": read, "wide": wide, "absolute": absolute, "quotient": quotient, "remainder": remainder}
+IN_TRITON |= {"tl": tl, "__name__": __name__}  # which the interpreter wants to see
 
 
 @functools.cache
