@@ -30,7 +30,7 @@ types: $(READY) ## static types
 	$(BIN)/mypy
 
 docs: $(READY) ## build the site into site/, and fail on anything broken
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 serve: $(READY) ## the site at http://127.0.0.1:8000, rebuilt as files change
 	$(BIN)/mkdocs serve

@@ -235,6 +235,7 @@ _FUNCTIONS |= {
     np.sum: lambda x, axis=None, keepdims=False: np.add.reduce(x, axis=axis, keepdims=keepdims),
     np.mean: lambda x, axis=None, keepdims=False: x.mean(axis, keepdims),
     np.cumsum: lambda x, axis=0: np.add.accumulate(x, axis=axis),
+    np.cumprod: lambda x, axis=0: np.multiply.accumulate(x, axis=axis),
     np.max: lambda x, axis=None, keepdims=False, initial=None: x.max(axis, keepdims, initial),
     np.amax: lambda x, axis=None, keepdims=False, initial=None: x.max(axis, keepdims, initial),
     np.zeros_like: lambda x, **kwargs: np.zeros_like(x.value, **kwargs),

@@ -86,6 +86,8 @@ def apply(ufunc, method: str, operands: Sequence[Triple], precision: Precision, 
         return _contract(np.multiply.outer, operands, 1, precision)
     if ufunc is np.add and method in ("reduce", "accumulate"):
         return _sum(operands[0], method, precision, **options)
+    if ufunc is np.multiply and method == "accumulate":
+        return _products(operands[0], precision, **options)
     if ufunc in (np.maximum, np.minimum) and method == "reduce":
         return _extreme(ufunc, operands[0], **options)
     if method == "__call__" and ufunc in ELEMENTWISE:
@@ -160,6 +162,18 @@ def _sum(operand: Triple, method: str, precision: Precision, axis=0, keepdims=Fa
     error = add(error) + gamma * add(np.abs(value) + error)
     variance = add(variance) + roundings / 3 * (precision.unit * add(np.abs(value))) ** 2
     return _finite(add(value), error, variance)
+
+
+def _products(operand: Triple, precision: Precision, axis=0) -> Triple:
+    """Products of all factors so far: the same of |x| + error and of |x| enclose the bound, their squares the variance."""
+    value, error, variance = operand
+    multiply = lambda x: np.multiply.accumulate(x, axis=axis)
+    roundings = max(value.shape[axis] - 1, 0)
+    high, total = multiply(np.abs(value) + error), multiply(np.abs(value))
+    gamma = roundings * precision.unit / (1 - roundings * precision.unit)
+    error = high - total + gamma * high + roundings * precision.tiny
+    variance = multiply(value**2 + variance) - total**2 + roundings / 3 * (precision.unit * total) ** 2
+    return _finite(multiply(value), error, variance)
 
 
 def _extreme(ufunc, operand: Triple, axis=0, keepdims=False, initial=None) -> Triple:

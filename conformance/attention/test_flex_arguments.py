@@ -42,8 +42,8 @@ def test_functions_know_their_batch_and_their_head(fast):
 
 def test_a_nan_under_the_mask_does_not_leak(fast):
     """A score that is not a number where nobody looks: results and gradients as without it."""
-    *qkv, poison = *arguments(45, 45), torch.full((45, 45), torch.nan, device=target.device()).triu(1)
-    qkv = [x.requires_grad_() for x in qkv]
+    poison = torch.full((45, 45), torch.nan, device=target.device()).triu(1)
+    qkv = [x.requires_grad_() for x in arguments(45, 45)]
     blocks = fast.block_mask(causal, 45, 45, 16, 16, device=poison.device), 16, 16
     for form, more in ((fast.attention, ()), (fast.sparse, blocks)):
         plain = form(*qkv, causal, None, *more)

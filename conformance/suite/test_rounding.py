@@ -110,6 +110,20 @@ def test_elementary_functions_cover_their_float32_versions(name):
     assert np.all(np.abs(getattr(torch, name)(torch.from_numpy(moved).float()).double().numpy() - expected.value) <= expected.error)
 
 
+@given(inputs.seeds, st.integers(1, 40))
+def test_products_of_many_factors_stay_within_their_bound(seed, n):
+    """Against float32 from right to left and from left to right; the exact products are those of fractions."""
+    x = np.random.default_rng(seed).uniform(-1.5, 1.5, (n, 3)).astype(np.float32)
+    expected = np.cumprod(Rounded(x.astype(float), precision=Precision("float32")), axis=0)
+    for column in range(3):
+        exact = Fraction(1)
+        for i in range(n):
+            exact *= Fraction(float(x[i, column]))
+            backwards = np.prod(x[i::-1, column] if i else x[:1, column], dtype=np.float32)
+            for actual in (np.cumprod(x[:, column], dtype=np.float32)[i], backwards):
+                assert abs(Fraction(float(actual)) - exact) <= expected.error[i, column] * (1 + 2.0**-30)
+
+
 def test_what_is_unbounded_stays_unbounded():
     """The logarithm of a sum that may be nothing has no bound: neither have its exponential, its product with 1, its quotient."""
     x = Rounded(np.ones(3), np.array([0.5, 1.0, 2.0]), precision=Precision("float32"))

@@ -26,7 +26,7 @@ def encode(x, tile, together, top, dtype):
     padded = torch.nn.functional.pad(x.float(), (0, 0, 0, 0, 0, tiles * size - t))  # zeros are never the largest
     rows = padded.unflatten(1, (tiles, *tile))  # (B, tiles, *tile, H, D)
     axes = [2 + axis for axis in together]
-    largest = rows.abs().amax((*axes, rows.ndim - 1), keepdim=True) if rows.numel() else rows.new_zeros(rows.shape)[..., :1]
+    largest = rows.abs().amax((*axes, rows.ndim - 1), keepdim=True) if rows.numel() else rows.new_zeros(*rows.shape[:-1], 1)
     codes = (top * rows).div_(torch.where(largest == 0, 1, largest))
     codes = codes.clamp_(-top, top).to(dtype) if dtype.is_floating_point else codes.round_().to(dtype)
     scale = torch.where(largest == 0, 1, largest / top)
@@ -49,7 +49,7 @@ def forward_torch(q, k, v, q_scale, k_scale, v_scale, shared, shared_rows, left,
         m = queries.new_full(queries.shape[:2], -math.inf)
         l, acc = torch.zeros_like(m), queries.new_zeros(*queries.shape[:2], dv)
         for columns, mask in _tiles(rows, t_q, t_k, left, right, block_k, reverse, q.device):
-            s = torch.bmm(queries, keys[:, columns].mT).mul_(q_rows).mul_(k_scale[:, :, columns].reshape(b * kv_heads, 1, -1))
+            s = torch.bmm(queries, keys[:, columns].mT).mul_(q_rows).mul_(k_scale[:, :, columns].flatten(0, 1)[:, None])
             if shared is not None:
                 block = torch.arange(rows.start, rows.stop, device=q.device) // shared_rows
                 s += scale * shared[:, :, block, columns].reshape(s.shape)
