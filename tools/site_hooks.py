@@ -23,7 +23,7 @@ __all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown"]
 
 log = logging.getLogger("mkdocs.hooks.twofold")
 
-GUIDE = ["reading.md", "law.md", "tolerance.md", "your_kernel.md", "notation.md", "contributing.md"]
+GUIDE = ["reading.md", "law.md", "tolerance.md", "your_kernel.md", "transformers.md", "notation.md", "contributing.md"]
 EVIDENCE = ["coverage.md", "museum.md", "kill_matrix.md"]
 DIRECTIVE = re.compile(r"::: (\w+) ?(.*)")
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")

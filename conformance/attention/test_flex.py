@@ -162,3 +162,34 @@ def test_results_and_gradients_agree_with_the_definition(fast, seen, seed, heads
     for j, pair in total.items():
         for actual, bound, name in zip(gradients[1:], pair, ("dk", "dv"), strict=True):
             agree(actual[0, :, j], bound.rounded_to(dtype), name)
+
+
+@given(matrices(), inputs.seeds, inputs.dtypes(), st.booleans())
+@example(masks.causal(33, 17), 0, "float32", True)
+@example(masks.causal(40, 40), 1, "bfloat16", False)
+def test_a_cap_comes_before_the_score_and_a_sink_after_all(fast, seen, seed, dtype, listed):
+    """As dense attention has them, with the score as its bias; results and gradients, that of the sink as well."""
+    n_q, n_k = seen.shape
+    arrays = inputs.values("normal", [(1, n_q, 2, 16), (1, n_k, 1, 16), (1, n_k, 1, 8), (1, n_q, 2, 8)], seed, dtype)
+    dlse, sinks = inputs.values("normal", [(1, 2, n_q), (2,)], seed + 1, "float32")
+    leaves = [inputs.tensor(x, dtype).requires_grad_() for x in arrays[:3]] + [inputs.tensor(sinks, "float32").requires_grad_()]
+    slopes, mod = inputs.tensor(SLOPES, "float32"), matrix_mod(seen)
+    more = (fast.block_mask(mod, n_q, n_k, 32, 16, device=leaves[0].device), 32, 16) if listed else ()
+    score = lambda s, b, h, i, j: s - slopes[h] * abs(i - j)
+    o, lse = (fast.sparse if listed else fast.attention)(*leaves[:3], mod, score, *more, softcap=2.5, sink=leaves[3])
+    cotangents = inputs.tensor(arrays[3], dtype), torch.where(lse == -torch.inf, 0, inputs.tensor(dlse, "float32"))
+    gradients = torch.autograd.grad((o, lse), leaves, cotangents)
+    dlse, shared = np.where(seen.any(1), dlse, 0), []
+    for h in range(2):
+        q, k, v, do = arrays[0][0, :, h], arrays[1][0, :, 0], arrays[2][0, :, 0], arrays[3][0, :, h]
+        bias = -SLOPES[h] * np.abs(np.arange(n_q)[:, None] - np.arange(n_k)[None, :])
+        options = {"mask": seen, "bias": bias, "softcap": 2.5, "sink": float(sinks[h]), "precision": Precision(dtype)}
+        expected = bounded(dense.attention, q, k, v, outputs=(dtype, "float32"), **options)
+        agree(o[0, :, h].detach(), expected[0], "output")
+        agree(lse[0, h].detach(), expected[1], "log-sum-exp")
+        dq, dk, dv, _, dsink = bounded(dense.backward, q, k, v, do, dlse=dlse[0, h], outputs=("float32",) * 5, **options)
+        agree(gradients[0][0, :, h], dq.rounded_to(dtype), "dq")
+        agree(gradients[3][h], dsink, "dsink")
+        shared.append((dk, dv))
+    for actual, one, other, name in zip(gradients[1:3], *shared, ("dk", "dv"), strict=True):
+        agree(actual[0, :, 0], (one + other).rounded_to(dtype), name)

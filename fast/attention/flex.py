@@ -32,18 +32,23 @@ AT_ONCE = 2**24  # pairs of rows and keys that `block_mask` asks about at a time
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask_mod: Mod = None, score_mod: Mod = None, *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Returns the output (B, Tq, H, Dv) in the dtype of `q` and the natural log-sum-exp (B, H, Tq) in float32. Every tile is visited."""
-    scale = _options(q, k, v, scale, None, None)
-    return operator.forward(q, k, v, None, None, None, scale, None, None, _traced(q, mask_mod, score_mod))
+    q: Tensor, k: Tensor, v: Tensor, mask_mod: Mod = None, score_mod: Mod = None, *, scale: float | None = None,
+    softcap: float | None = None, sink: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns the output (B, Tq, H, Dv) in the dtype of `q` and the natural log-sum-exp (B, H, Tq) in float32. Every tile is visited.
+
+    `softcap` comes after the scale and before `score_mod`; `sink` (H,) is one logit per head that takes attention and gives nothing.
+    """
+    scale = _options(q, k, v, scale, softcap, sink)
+    return operator.forward(q, k, v, sink, None, None, scale, softcap, None, _traced(q, mask_mod, score_mod))
 
 
 def sparse(
-    q: Tensor, k: Tensor, v: Tensor, mask_mod: Mod, score_mod: Mod, blocks: Blocks, bq: int, bk: int, *, scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, mask_mod: Mod, score_mod: Mod, blocks: Blocks, bq: int, bk: int, *, scale: float | None = None,
+    softcap: float | None = None, sink: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same, visiting only the blocks that `block_mask` lists, forward and backward; bq and bk are those it was made with."""
-    scale = _options(q, k, v, scale, None, None)
+    scale = _options(q, k, v, scale, softcap, sink)
     for name, size, of_lists in (("bq", bq, blocks.rows), ("bk", bk, blocks.keys)):
         if size != of_lists or size % 16:
             raise ValueError(f"{name} must be a multiple of 16 and that of blocks, {of_lists}, not {size}")
@@ -51,7 +56,7 @@ def sparse(
         if (len(ends) - 1) * size < length:
             raise ValueError(f"blocks must be made for at least {length} {name}, not for {(len(ends) - 1) * size}")
     checks.same_device(q=q, blocks=blocks.lines[0])
-    return operator.forward(q, k, v, None, None, None, scale, None, None, _traced(q, mask_mod, score_mod), blocks)
+    return operator.forward(q, k, v, sink, None, None, scale, softcap, None, _traced(q, mask_mod, score_mod), blocks)
 
 
 def block_mask(

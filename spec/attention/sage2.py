@@ -80,7 +80,8 @@ def quantize_per_thread(x, side, bits):
     >>> quantize_per_thread(np.ones((12, 1)), "k", 4)[2].tolist()                 # two neighbors of every 8 keys, of 64
     [0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 1, 1]
     """
-    row, tile, groups = np.arange(len(x)), *{"q": (32, 8), "k": (64, 4)}[side]
+    tile, groups = {"q": (32, 8), "k": (64, 4)}[side]
+    row = np.arange(len(x))
     group = row // tile * groups + (row % 8 if side == "q" else row % 8 // 2)
     return *encode(x, group, -(-len(x) // tile) * groups, 2 ** (bits - 1) - 1), group
 
