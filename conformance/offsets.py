@@ -5,8 +5,8 @@ is too late. This reads the code that Triton makes of a kernel (TTIR) and walks 
 changes to the products that enter it. A 32-bit product is an error where
 
 - both factors are unbounded: program ids, loaded numbers, arguments, loop counters, and what is computed from them;
-- one factor stems from a program id or a loaded number and the other is a constant (a stride known at compile time). Only a quotient or
-  remainder of a program id may meet a constant of at most 1024: that is a coordinate along one axis, counted in tiles.
+- one factor stems from a program id or a loaded number and the other is a constant (a stride known at compile time). Only quotients and
+  remainders, and sums of them, may meet a constant of at most 1024: that is a coordinate along one axis, counted in tiles.
 
 Bounded factors are fine: ranges, constants, remainders, and numbers of 8 or 16 bits. So is an index that is widened before it meets its
 stride. Not judged: a range inside a tile times a stride (a stride of 2**31 / tile would wrap, Triton widens arguments only beyond 2**31),
@@ -65,7 +65,13 @@ class Operation:
         if len(unbounded) == 2 and self.name == "muli":
             return True
         tile = self.name == "muli" and any(operand is not None and operand.tile for operand in self.operands)
-        return any(operand is not None and operand.index and not (tile and operand.name in COORDINATES) for operand in unbounded)
+        return any(operand is not None and operand.index and not (tile and operand.coordinate) for operand in unbounded)
+
+    @cached_property
+    def coordinate(self) -> bool:
+        """Whether this counts tiles along one axis, from either end."""
+        of_coordinates = [operand is not None and (operand.bounded or operand.coordinate) for operand in self.operands]
+        return self.name in COORDINATES or (self.name in SUMS and all(of_coordinates))
 
     @property
     def tile(self) -> bool:

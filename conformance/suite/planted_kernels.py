@@ -52,13 +52,21 @@ def in_a_loop(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
 
 
 @triton.jit
+def a_quotient_before_a_page(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
+    i = tl.arange(0, N)
+    first = tl.program_id(0) // stride + tl.load(table_ptr)
+    tl.store(out_ptr + i, tl.load(x_ptr + first * N + i))  # narrow
+
+
+@triton.jit
 def right(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, N)
     page = tl.load(table_ptr + row).to(tl.int64)
     tile = i[:, None] * N + i[None, :]  # bounded by the tile
     nearby = (tl.program_id(0) % 8) * N  # bounded by the remainder
     column = tl.program_id(0) // stride * N + i  # a coordinate along one axis, counted in tiles
-    tl.store(out_ptr + row * N + nearby + tile + column, tl.load(x_ptr + page * stride + tile))
+    mirrored = (tl.cdiv(stride, N) - 1 - tl.program_id(0) % stride) * N + i  # and one counted from the end
+    tl.store(out_ptr + row * N + nearby + tile + column, tl.load(x_ptr + page * stride + tile + mirrored))
 
 
 @triton.jit
@@ -70,7 +78,7 @@ def matmul(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
 
 
 SIGNATURE = {"x_ptr": "*fp32", "out_ptr": "*fp32", "table_ptr": "*i32", "stride": "i32", "N": "constexpr"}
-OFFSETS = (product, widened_late, constant_stride, constant_stride_of_a_quotient, loaded_index, in_a_loop, right)
+OFFSETS = (product, widened_late, constant_stride, constant_stride_of_a_quotient, loaded_index, in_a_loop, a_quotient_before_a_page, right)
 
 
 def variant(kernel, size, **options):

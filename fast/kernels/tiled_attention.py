@@ -125,7 +125,7 @@ def _listed(lists, part: tl.constexpr, line, SIZE: tl.constexpr):
 def _at(listed, step, SIZE: tl.constexpr):
     """Where a walk stands after so many steps: there, or that far into the listed blocks."""
     if SIZE:
-        return tl.load(listed + step // SIZE) * SIZE + step % SIZE
+        return tl.cast(tl.load(listed + step // SIZE).to(tl.int64) * SIZE, tl.int32) + step % SIZE  # the number of a key fits again
     else:
         return step
 
