@@ -100,18 +100,21 @@ def combine_torch(parts, sums, dtype, sink=None):
     """The same, every chunk counting, one after the other: empty chunks add zeros, and their number does not show in the bits."""
     top = sums.amax(0) if len(sums) else sums.new_full(sums.shape[1:], -math.inf)
     top = torch.where(top == -math.inf, 0, top)  # (B, H, N)
-    total = torch.zeros_like(top)
-    acc = top.new_zeros(parts.shape[1:])  # (B, N, H, DV)
-    for part, weight in zip(parts, torch.exp(sums - top)):
-        total += weight
-        weight = weight.transpose(1, 2)[..., None]
-        acc += torch.where(weight > 0, part, 0) * weight
+    weights = torch.exp(sums - top)  # (S, B, H, N)
+    by_row = weights.transpose(2, 3)[..., None]
+    total = _in_order(weights, top.shape)
+    acc = _in_order(torch.where(by_row > 0, parts, 0) * by_row, parts.shape[1:])  # (B, N, H, DV)
     empty = total == 0
     natural = top + torch.where(empty, 1, total).log()
     o = acc / torch.where(empty, 1, total).transpose(1, 2)[..., None]
     if sink is not None:
         o = o * torch.sigmoid(natural - sink[:, None]).transpose(1, 2)[..., None]
     return o.to(dtype), torch.where(empty, -math.inf, natural)
+
+
+def _in_order(parts, shape):
+    """The sum over the first axis, one after the other."""
+    return parts.cumsum(0)[-1] if len(parts) else parts.new_zeros(shape)
 
 
 def combine_splits(parts: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,9 @@
 
 Keys are cut into chunks (B, S, Hkv, C, D), each as long as the longest of them, so that what is computed for a chunk does not depend on how
 many there are. Keys that a sequence does not have are replaced by zeros, and their logits by -inf.
+
+For a single row PyTorch's kernel for the CPU takes chunks for so many sequences, without a copy where all keys are there. (It multiplies
+weights of 0 by keys that a row must not see; with several rows one may see what another must not, be it finite or not.)
 """
 
 import math
@@ -13,6 +16,8 @@ from twofold.fast.kernels.combine_splits import combine_torch
 
 __all__ = ["attention", "gather", "partials"]
 
+aten = torch.ops.aten
+
 
 def attention(q, k, v, sink, *options):
     """q (B, N, H, D), k (B, Tk, Hkv, D) or pool, v likewise, sink (H,) or None -> o (B, N, H, DV), lse (B, H, N)."""
@@ -22,15 +27,16 @@ def attention(q, k, v, sink, *options):
 def partials(q, k, v, q_rest, k_rest, table, length, bounds, size, left, right, scale, softcap):
     """o (S, B, N, H, DV) and lse (S, B, H, N), float32."""
     (b, n, heads, _), kv_heads = q.shape, k.shape[2]
-    packed = n, heads // kv_heads
     capacity = k.shape[1] if table is None else table.shape[1] * k.shape[1]
     token = _tokens(capacity, bounds, size, q.device)  # (S, C), capacity where there is none
     length = torch.full((b,), capacity, device=q.device) if length is None else length.long()
-    position = torch.arange(n, device=q.device) + (length[:, None] - n)  # (B, N)
-    allowed = _allowed(position, token, length, left, right)  # (B, S, N, C)
     first = (length - n - left).clamp(min=0) if left is not None else torch.zeros_like(length)
     there = (token < length[:, None, None]) & (token >= first[:, None, None])  # (B, S, C)
-
+    if q.is_cpu and n == 1 and q_rest is None and softcap is None and bounds is None and q.shape[3] == v.shape[3] and there.numel():
+        return _of_library(q, k, v, table, token, there, scale)
+    position = torch.arange(n, device=q.device) + (length[:, None] - n)  # (B, N)
+    allowed = _allowed(position, token, length, left, right)  # (B, S, N, C)
+    packed = n, heads // kv_heads
     keys = _chunks(k, table, token, there)  # (B, S, Hkv, C, D)
     s = _queries(q, kv_heads) @ keys.mT  # (B, S, Hkv, N g, C)
     if q_rest is not None:
@@ -50,6 +56,37 @@ def partials(q, k, v, q_rest, k_rest, table, length, bounds, size, left, right, 
     o = o.unflatten(3, packed).permute(1, 0, 3, 2, 4, 5).flatten(3, 4)  # (S, B, N, H, DV)
     lse = lse.unflatten(3, packed).permute(1, 0, 2, 4, 3, 5).flatten(2, 3)[..., 0]  # (S, B, H, N)
     return o.contiguous(), lse.contiguous()
+
+
+def _of_library(q, k, v, table, token, there, scale):
+    """o (S, B, 1, H, DV), lse (S, B, H, 1) of one row, which sees what is `there` (B, S, C)."""
+    b, splits, size = there.shape
+    queries = q.float().transpose(1, 2)[:, None]  # (B, 1, H, 1, D)
+    mask = torch.zeros(there.shape).masked_fill_(~there, -math.inf)
+    results, whole = [], splits if table is not None else k.shape[1] // size
+    for piece in (slice(0, whole), slice(whole, splits)):  # chunks that lie in memory as they are, and a last one that is filled up
+        if piece.start < piece.stop:
+            seen, count = there[:, piece], piece.stop - piece.start
+            if table is not None:
+                keys, values = (gather(x, table, token, there) for x in (k, v))  # (B, S, C, Hkv, D)
+            else:
+                rows = slice(piece.start * size, piece.stop * size)
+                keys, values = (_filled(x[:, rows], rows.stop - rows.start).unflatten(1, (count, size)) for x in (k, v))
+                if not seen.all():
+                    keys, values = (x.masked_fill(~seen[..., None, None], 0) for x in (keys, values))
+            keys, values = (x.float().flatten(0, 1).transpose(1, 2) for x in (keys, values))
+            row = queries.expand(-1, count, -1, -1, -1).flatten(0, 1)
+            hidden = mask[:, piece].reshape(b * count, 1, 1, size)
+            parts = aten._scaled_dot_product_flash_attention_for_cpu(row, keys, values, 0.0, False, attn_mask=hidden, scale=scale)
+            results.append([x.unflatten(0, (b, count)) for x in parts])
+    o, lse = (torch.cat(parts, 1).transpose(0, 1) for parts in zip(*results))  # (S, B, H, 1, D), (S, B, H, 1)
+    empty = ~there.any(2).T[..., None, None]  # (S, B, 1, 1)
+    return o.masked_fill(empty[..., None], 0).transpose(2, 3).contiguous(), lse.masked_fill(empty, -math.inf).contiguous()
+
+
+def _filled(x, n):
+    """(B, T, H, D) with zeros behind it, where it is shorter than n."""
+    return x if x.shape[1] == n else pad(x, (0, 0, 0, 0, 0, n - x.shape[1]))
 
 
 def gather(pool, table, token, there):

@@ -2,6 +2,9 @@
 
 A tile is (B · Hkv, group · rows, keys): the query heads that share keys stand below each other. Probabilities and their gradients are
 rounded to the dtype of the inputs before they enter a product, as in the kernel. Packed sequences are done one after the other.
+
+Where rows see all keys, or all up to their own, PyTorch's kernel for the CPU does the same in float32 and faster. It multiplies weights of
+0 by values that a row must not see; if these are not finite, it shows in the result, and the tiles do it again.
 """
 
 import math
@@ -15,6 +18,8 @@ from twofold.fast.kernels.tiled_attention_backward import row_terms
 
 __all__ = ["backward_torch", "forward_torch"]
 
+aten = torch.ops.aten
+
 ROWS, KEYS = 128, 512
 
 
@@ -26,6 +31,10 @@ def forward_torch(q, k, v, sink, left, right, scale, softcap, packing: Packing |
         for rows, keys in _sequences(packing):
             o[:, rows], lse[:, :, rows] = forward_torch(q[:, rows], k[:, keys], v[:, keys], sink, left, right, scale, softcap)
         return o, lse
+    if _plain(q, v, left, right, softcap, mods, blocks):
+        o, lse = _of_library(q, k, v, sink, right, scale)
+        if _finite(o):
+            return o, lse
     o, lse = q.new_empty(b, t_q, heads, dv), q.new_empty(b, heads, t_q, dtype=torch.float32)
     keys, values = _heads_first(k), _heads_first(v)  # (B Hkv, Tk, D)
     for rows, tiles in _walks(t_q, t_k, left, right, blocks, q.device):
@@ -68,6 +77,10 @@ def backward_torch(
         return _packed_backward(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap, packing)
     d = (do.float() * o.float()).sum(-1).transpose(1, 2)  # (B, H, Tq)
     sums, delta, dsink = row_terms(d, lse, dlse, sink)
+    if dlse is None and _plain(q, v, left, right, softcap, mods, blocks):
+        gradients = _gradients_of_library(q, k, v, o, sums, do, right, scale)
+        if all(_finite(x) for x in gradients):
+            return *gradients, dsink
     keys, values = _heads_first(k), _heads_first(v)  # (B Hkv, Tk, D)
     dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
     dq = q.new_empty(q.shape)
@@ -102,6 +115,33 @@ def backward_torch(
             dq_rows.baddbmm_(ds, key_tile, alpha=scale)
         dq[:, rows] = dq_rows.view(b, heads, n, q.shape[3]).transpose(1, 2)
     return dq, _tokens_first(dk, k), _tokens_first(dv, v), dsink
+
+
+def _plain(q, v, left, right, softcap, mods, blocks):
+    """Whether PyTorch's kernel for the CPU knows this attention; its causal mask is aligned to the first row and key."""
+    (_, t_q, _, d), (_, t_k, _, dv) = q.shape, v.shape
+    known = left is None and (right is None or t_q == 1 or (right == 0 and t_q == t_k)) and d == dv
+    return q.is_cpu and known and softcap is None and mods == NOTHING and blocks is None and q.numel() > 0 and v.numel() > 0
+
+
+def _finite(x):
+    """Whether all numbers are; a sum that overflows says no, which costs time and nothing else."""
+    return math.isfinite(x.sum(dtype=torch.float32))
+
+
+def _of_library(q, k, v, sink, right, scale):
+    arrays = (x.float().transpose(1, 2) for x in (q, k, v))
+    o, lse = aten._scaled_dot_product_flash_attention_for_cpu(*arrays, 0.0, right == 0 and q.shape[1] > 1, scale=scale)
+    o = o if sink is None else o * torch.sigmoid(lse - sink[:, None])[..., None]
+    return o.transpose(1, 2).to(q.dtype).contiguous(), lse.contiguous()
+
+
+def _gradients_of_library(q, k, v, o, sums, do, right, scale):
+    """`sums` are log-sum-exps with the sink's share in them, so that the weights come out with it."""
+    do, q_, k_, v_, o = (x.float().transpose(1, 2) for x in (do, q, k, v, o))
+    how = 0.0, right == 0 and q.shape[1] > 1
+    gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(do, q_, k_, v_, o, sums.contiguous(), *how, scale=scale)
+    return tuple(x.transpose(1, 2).to(q.dtype).contiguous() for x in gradients)
 
 
 def _packed_backward(q, k, v, sink, o, lse, do, dlse, left, right, scale, softcap, packing):
