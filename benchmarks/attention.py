@@ -1,4 +1,4 @@
-"""Attention: forward, forward with gradients, and one query against a long cache.
+"""Attention: forward, forward with gradients, and one query against a long cache, in rows and in pages.
 
 Peers are PyTorch's own kernels and the materialized formula. Operations are counted over the scores that the mask leaves: 4 D each forward,
 3.5 times that with gradients. On Hopper a model of the multiprocessor gives two predictions beside the measurements: each score costs
@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.harness import Case, normal
-from twofold.fast.attention import flash
+from twofold.fast.attention import flash, fp8_kv, paged, split_kv
 from twofold.spec.attention import dense
 
 CLOCK = 1.83e9  # of an H100 or H200 under load
+PAGES = (1, 16, 256)  # tokens per block
 
 
 def cases(device: torch.device) -> Iterator[Case]:
@@ -39,8 +40,9 @@ def cases(device: torch.device) -> Iterator[Case]:
                 yield forward(device, 1, 4, t, 64, causal, torch.float32)
         for t in (128, 256, 512, 1024, 2048):
             yield training(device, 1, 4, t, 64, torch.float32)
-        for t in (1024, 4096, 16384):
-            yield decode(device, 1, 8, 2, t, 64, torch.float32)
+        for dtype in (torch.float32, torch.bfloat16):
+            for t in (1024, 4096, 16384):
+                yield decode(device, 1, 8, 2, t, 64, dtype)
 
 
 def forward(device: torch.device, batch: int, heads: int, t: int, d: int, causal: bool, dtype: torch.dtype) -> Case:
@@ -81,20 +83,50 @@ def training(device: torch.device, batch: int, heads: int, t: int, d: int, dtype
 
 
 def decode(device: torch.device, batch: int, heads: int, kv_heads: int, t: int, d: int, dtype: torch.dtype) -> Case:
-    """One query per request against t cached keys, shared by groups of heads: all about reading the cache once."""
+    """One query per request against t cached keys, shared by groups of heads: all about reading the cache once.
+
+    The same keys lie in rows, in pages at random places, and as 8-bit integers, which is another function and half the bytes.
+    """
 
     def inputs(generator: torch.Generator) -> tuple:
         k, v = (normal(generator, batch, t, kv_heads, d, dtype=dtype) for _ in range(2))
-        return normal(generator, batch, 1, heads, d, dtype=dtype), k, v
+        pools = {}
+        for page in PAGES:
+            n = batch * t // page
+            table = torch.randperm(n, generator=generator, device=generator.device).int().view(batch, -1)
+            pools[page] = *(_scattered(x, table, page) for x in (k, v)), table
+        length = torch.full((batch,), t, dtype=torch.int32, device=k.device)
+        return normal(generator, batch, 1, heads, d, dtype=dtype), k, v, pools, length, [fp8_kv.quantize(x, number="int8") for x in (k, v)]
 
+    def in_pages(q: Any, k: Any, v: Any, pools: Any, length: Any, codes: Any, page: int) -> torch.Tensor:
+        return paged.attention(q, *pools[page], length)[0]
+
+    def in_integers(q: Any, k: Any, v: Any, pools: Any, length: Any, codes: Any) -> torch.Tensor:
+        (k_codes, k_scale), (v_codes, v_scale) = codes
+        return fp8_kv.attention(q, k_codes, v_codes, k_scale, v_scale)[0]
+
+    rows = lambda function: lambda q, k, v, *rest: function(q, k, v)
+    contenders = _peers(device, causal=False) | {
+        "twofold": lambda q, k, v: split_kv.attention(q, k, v)[0],
+        "twofold, one chunk": lambda q, k, v: split_kv.attention(q, k, v, splits=1)[0],
+        "twofold, flash": lambda q, k, v: flash.forward(q, k, v)[0],
+        "PyTorch, materialized": partial(materialized, causal=False),
+    }
     return Case(
-        chapter="attention.flash", name=f"decode, B {batch}, D {d}", axis="T", at=t, shape=f"B {batch}, H {heads}/{kv_heads}, T {t}, D {d}",
-        dtype=dtype, bytes=2 * batch * kv_heads * t * d * dtype.itemsize, flops=4 * d * batch * heads * t, inputs=inputs,
-        contenders=_peers(device, causal=False) | {
-            "twofold": lambda q, k, v: flash.forward(q, k, v)[0],
-            "PyTorch, materialized": partial(materialized, causal=False),
-        },
+        chapter="attention.split_kv", name=f"decode, B {batch}, D {d}", axis="T", at=t,
+        shape=f"B {batch}, H {heads}/{kv_heads}, T {t}, D {d}", dtype=dtype,
+        bytes=2 * batch * kv_heads * t * d * dtype.itemsize, flops=4 * d * batch * heads * t, inputs=inputs,
+        contenders={who: rows(function) for who, function in contenders.items()}
+        | {f"twofold, pages of {page}": partial(in_pages, page=page) for page in PAGES},
+        yardsticks={"twofold, 8-bit integers": in_integers},
     )  # fmt: skip
+
+
+def _scattered(x: torch.Tensor, table: torch.Tensor, page: int) -> torch.Tensor:
+    """Tokens (B, T, Hkv, D) as a pool (n_blocks, page, Hkv, D), block i of sequence b at table[b, i]."""
+    pool = torch.empty(table.numel(), page, *x.shape[2:], dtype=x.dtype, device=x.device)
+    pool[table.flatten().long()] = x.reshape(table.numel(), page, *x.shape[2:])
+    return pool
 
 
 def materialized(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
