@@ -24,16 +24,18 @@ def run(fast, problem, **chunks):
 
 
 @given(st.sampled_from([0, 1, 16, 17, 33, 50]), st.sampled_from([1, 2, 7]), st.sampled_from([(1, 1), (3, 1), (10, 2), (7, 1), (8, 1)]),
-       st.booleans(), windows, st.sampled_from([16, 17, 512]))  # fmt: skip
-@example(50, 7, (10, 2), True, (20, 17), 17)
-@example(33, 2, (7, 1), False, None, 16)
-@example(50, 7, (1, 1), True, None, 16)
-def test_mask_tomography(fast, length, n, heads, causal, window, size):
+       st.booleans(), windows, st.sampled_from([16, 17, 512]), st.sampled_from([16, 64]))  # fmt: skip
+@example(50, 7, (10, 2), True, (20, 17), 17, 16)
+@example(33, 2, (7, 1), False, None, 16, 16)
+@example(50, 7, (1, 1), True, None, 16, 16)
+@example(50, 1, (3, 1), True, (20, 17), 16, 64)
+@example(33, 1, (1, 1), False, (5, None), 17, 64)
+def test_mask_tomography(fast, length, n, heads, causal, window, size, width):
     """q = 0 makes every logit 0; one-hot values then show which keys a row read, each exactly once, and from which head."""
     seen = visible(n, length, causal, window)
     count = seen.sum(1)  # (N,)
     room = length + 2
-    q, k = torch.zeros(1, n, heads[0], 16), torch.ones(1, room, heads[1], 16)
+    q, k = torch.zeros(1, n, heads[0], width), torch.ones(1, room, heads[1], width)
     v = torch.eye(room, 64)[None, :, None].repeat(1, 1, heads[1], 1) * torch.arange(1, heads[1] + 1)[:, None]
     q, k, v, used = (x.to(inputs.target.device()) for x in (q, k, v, torch.tensor([length])))
     o, lse = fast.attention(q, k, v, length=used, causal=causal, window=window, size=size)
