@@ -104,8 +104,8 @@ def bugs() -> list[dict]:
 
 def museum(report) -> str:
     """Public bugs as exhibits, each with its difference; then the lines that we deleted ourselves."""
-    public = [bug for bug in bugs() if ISSUE.fullmatch(bug["source"])]
-    own = [bug for bug in bugs() if not ISSUE.fullmatch(bug["source"])]
+    public = [bug for bug in bugs() if ISSUE.match(bug["source"])]
+    own = [bug for bug in bugs() if not ISSUE.match(bug["source"])]
     if not public and not own:
         return '!!! note "Nothing here yet"\n    No bug is in the collection so far.\n'
     parts = [f"Bugs that users met: {len(public)}. Lines of our own, deleted or bent on purpose: {len(own)}.\n"]
@@ -117,8 +117,7 @@ def museum(report) -> str:
 
 
 def _exhibit(bug: dict, report) -> str:
-    where = ISSUE.fullmatch(bug["source"])
-    source = f"[{bug['source']}](https://github.com/{where[1]}/issues/{where[2]})" if where else bug["source"]
+    source = ISSUE.sub(r"[\g<0>](https://github.com/\1/issues/\2)", bug["source"])
     family, _, algorithm = bug["chapter"].partition(".")
     known = (ROOT / "docs" / family / f"{algorithm}.md").is_file()
     chapter = f"[`{bug['chapter']}`]({family}/{algorithm}.md)" if known else f"`{bug['chapter']}`"
@@ -134,7 +133,7 @@ def _exhibit(bug: dict, report) -> str:
 
 def _difference(bug: dict, report) -> str:
     """The change as whole lines of the file, one line of surroundings; of the snippet alone where the file has moved on."""
-    path = ROOT / bug["file"]
+    path = ROOT / "src" / "twofold" / bug["file"]
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, after = bug["old"], bug["new"]
     if text.count(before) == 1:
