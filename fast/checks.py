@@ -1,10 +1,11 @@
 """Argument checks that every fast module shares: each error names the argument, what was expected and what was given."""
 
+import math
 from typing import Any
 
 import torch
 
-__all__ = ["chains", "contiguous", "dtypes", "same", "same_device", "shape"]
+__all__ = ["at_least", "chains", "contiguous", "dtypes", "positive", "same", "same_device", "shape"]
 
 
 def shape(**tensors: tuple[torch.Tensor, str]) -> dict[str, int]:
@@ -47,7 +48,22 @@ def contiguous(**tensors: torch.Tensor | None) -> None:
     """Every tensor given must lie in one piece along its innermost axis; outer strides are free."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along V (stride 1), not of stride {tensor.stride(-1)}; outer strides are free")
+            stride = tensor.stride(-1)
+            raise ValueError(f"{name} must be contiguous along its last axis (stride 1), not of stride {stride}; outer strides are free")
+
+
+def positive(**numbers: float | None) -> None:
+    """Every number given must be positive and finite."""
+    for name, number in numbers.items():
+        if number is not None and not 0 < number < math.inf:
+            raise ValueError(f"{name} must be positive and finite, not {number}")
+
+
+def at_least(least: int, **numbers: int | None) -> None:
+    """No number given may be smaller."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise ValueError(f"{name} must be at least {least}, not {number}")
 
 
 def chains(draft: torch.Tensor, lengths: torch.Tensor | None, token: torch.Tensor | None = None, **rows: Any) -> dict[str, int]:

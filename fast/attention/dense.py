@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
+from twofold.fast.attention._arguments import three
 
 __all__ = ["attention", "weights", "backward"]
 
@@ -121,11 +122,7 @@ def _like(gradient, x):
 
 
 def _check(q, k, v, mask, scale, softcap, bias, sink):
-    sizes = checks.shape(q=(q, "B Tq H D"), k=(k, "B Tk Hkv D"), v=(v, "B Tk Hkv Dv"))
-    checks.same(q=q, k=k, v=v)
-    checks.dtypes(torch.float32, torch.float16, torch.bfloat16, q=q)
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of k's {sizes['Hkv']} heads, not {sizes['H']}")
+    sizes = three(q, k, v)
     full = tuple(sizes[axis] for axis in ("B", "H", "Tq", "Tk"))
     for name, tensor in (("mask", mask), ("bias", bias)):
         if tensor is not None and (tensor.ndim != 4 or any(n not in (1, m) for n, m in zip(tensor.shape, full, strict=True))):

@@ -4,17 +4,14 @@ Query head h reads key head h // (H / Hkv). Rows are aligned to the end of the k
 no key has output 0, log-sum-exp -inf and gradients 0. Both results of `forward` are differentiable, and so is the sink.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from twofold.fast import checks
+from twofold.fast.attention._arguments import scale_or_default, sink_per_head, three, widths, window_bounds
 from twofold.fast.kernels import tiled_attention_operator as operator
 
 __all__ = ["forward", "backward"]
-
-WIDEST = 256  # head dimensions beyond do not fit a tile
 
 
 def forward(
@@ -33,7 +30,7 @@ def forward(
     `causal` forbids keys behind a row's own position; `window` = (left, right) allows the positions p - left … p + right, None being no
     bound; `sink` (H,) is one logit per head that takes attention and gives nothing.
     """
-    left, right = _window(causal, window)
+    left, right = window_bounds(causal, window)
     scale = _options(q, k, v, scale, softcap, sink)
     return operator.forward(q, k, v, sink, left, right, scale, softcap)
 
@@ -57,7 +54,7 @@ def backward(
 
     dbias is None, as there is no bias; dsink (H,) is float32, and None without a sink.
     """
-    left, right = _window(causal, window)
+    left, right = window_bounds(causal, window)
     scale = _options(q, k, v, scale, softcap, sink)
     checks.shape(q=(q, "B Tq H D"), v=(v, "B Tk Hkv Dv"), o=(o, "B Tq H Dv"), do=(do, "B Tq H Dv"), lse=(lse, "B H Tq"))
     checks.same(q=q, o=o, do=do)
@@ -69,34 +66,11 @@ def backward(
     return dq, dk, dv, None, dsink
 
 
-def _window(causal: bool, window: tuple[int | None, int | None] | None) -> tuple[int | None, int | None]:
-    """One pair of bounds: causal is a right bound of 0."""
-    left, right = (None, None) if window is None else window
-    for name, bound in (("left", left), ("right", right)):
-        if bound is not None and bound < 0:
-            raise ValueError(f"window's {name} bound must be at least 0, or None for no bound, not {bound}")
-    return left, 0 if causal else right
-
-
 def _options(q: Tensor, k: Tensor, v: Tensor, scale: float | None, softcap: float | None, sink: Tensor | None) -> float:
     """Check everything that does not depend on a kernel, and return the scale."""
-    sizes = checks.shape(q=(q, "B Tq H D"), k=(k, "B Tk Hkv D"), v=(v, "B Tk Hkv Dv"))
-    checks.same(q=q, k=k, v=v)
-    checks.dtypes(torch.float32, torch.float16, torch.bfloat16, q=q)
-    for name, axis in (("q", "D"), ("v", "Dv")):
-        if not 1 <= sizes[axis] <= WIDEST:
-            raise ValueError(f"{name} must have between 1 and {WIDEST} elements per head, not {sizes[axis]}")
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of k's {sizes['Hkv']} heads, not {sizes['H']}")
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.numel() and tensor.shape[3] > 1 and tensor.stride(3) != 1:
-            raise ValueError(f"{name} must be contiguous along its last axis, not of stride {tensor.stride(3)}")
-    if sink is not None:
-        checks.shape(q=(q, "B Tq H D"), sink=(sink, "H"))
-        checks.dtypes(torch.float32, q.dtype, sink=sink)
-        if sink.device != q.device:
-            raise ValueError(f"sink must be on the device of q, {q.device}, not on {sink.device}")
-    for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not 0 < number < math.inf:
-            raise ValueError(f"{name} must be positive and finite, not {number}")
-    return sizes["D"] ** -0.5 if scale is None else float(scale)
+    sizes = three(q, k, v)
+    widths(sizes, q="D", v="Dv")
+    checks.contiguous(q=q, k=k, v=v)
+    sink_per_head(q, sink)
+    checks.positive(softcap=softcap)
+    return scale_or_default(scale, sizes["D"])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from twofold.fast import checks
 from twofold.fast.attention import flash, online_softmax
+from twofold.fast.attention._arguments import three
 
 __all__ = ["forward", "backward", "block_sparse", "traffic"]
 
@@ -105,18 +106,11 @@ def _lists(mask):
 
 def _checked(q, k, v, block_mask, block_q, block_k, scale):
     """The mask expanded to (B, H, n_q, n_k)."""
-    sizes = checks.shape(q=(q, "B Tq H D"), k=(k, "B Tk Hkv D"), v=(v, "B Tk Hkv Dv"))
-    checks.same(q=q, k=k, v=v)
-    checks.dtypes(torch.float32, torch.float16, torch.bfloat16, q=q)
+    sizes = three(q, k, v)
     checks.dtypes(torch.bool, block_mask=block_mask)
     checks.same_device(q=q, block_mask=block_mask)
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of k's {sizes['Hkv']} heads, not {sizes['H']}")
-    for name, block in (("block_q", block_q), ("block_k", block_k)):
-        if block < 1:
-            raise ValueError(f"{name} must be at least 1, not {block}")
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, not {scale}")
+    checks.at_least(1, block_q=block_q, block_k=block_k)
+    checks.positive(scale=scale)
     full = sizes["B"], sizes["H"], -(-sizes["Tq"] // block_q), -(-sizes["Tk"] // block_k)
     if block_mask.ndim != 4 or any(n not in (1, m) for n, m in zip(block_mask.shape, full, strict=True)):
         raise ValueError(f"block_mask must broadcast to (B, H, tiles of rows, of keys) = {full}, not have shape {tuple(block_mask.shape)}")

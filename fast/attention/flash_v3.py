@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
+from twofold.fast.attention._arguments import share_heads
 from twofold.fast.attention.sage import _rows, options
 from twofold.fast.kernels.quantized_attention import forward as attend
 from twofold.fast.kernels.quantized_attention_torch import encode
@@ -54,8 +55,7 @@ def incoherent(q: Tensor, k: Tensor, signs: Tensor) -> tuple[Tensor, Tensor]:
     sizes = checks.shape(q=(q, "B Tq H D"), k=(k, "B Tk Hkv D"), signs=(signs, "Hkv D"))
     checks.same(q=q, k=k)
     checks.same_device(q=q, signs=signs)
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of k's {sizes['Hkv']} heads, not {sizes['H']}")
+    share_heads(sizes)
     signs = signs.float()
     turn = lambda x: _hadamard(x.float() * signs.repeat_interleave(x.shape[2] // signs.shape[0], 0)).to(x.dtype)
     return turn(q), turn(k)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
-from twofold.fast.attention.flash import _options, _window
+from twofold.fast.attention._arguments import window_bounds
+from twofold.fast.attention.flash import _options
 from twofold.fast.kernels import lazy_attention
 
 __all__ = ["lazy_rescale", "exp2"]
@@ -31,7 +32,7 @@ def lazy_rescale(
     `tau` is how many powers of two a row's maximum may run ahead of its reference: from 0 to 64, for float16 to 15, or weights would
     overflow. With `emulate` = n the first 128 of every 128 n keys have polynomials for exponentials; None: none have.
     """
-    left, right = _window(causal, window)
+    left, right = window_bounds(causal, window)
     scale = _options(q, k, v, scale, None, None)
     limit = 15 if q.dtype == torch.float16 else 64
     if not 0 <= tau <= limit:

@@ -8,20 +8,16 @@ The kernel is `split_attention`, which decodes each byte in registers; bytes of 
 owns is never read. There are no gradients.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from twofold.fast import checks
-from twofold.fast.attention.flash import _window
-from twofold.fast.attention.split_kv import WIDEST, checked_sink
+from twofold.fast.attention._arguments import FLOATS, places, scale_or_default, share_heads, sink_per_head, widths, window_bounds
 from twofold.fast.kernels import quantized_cache
 
 __all__ = ["attention", "quantize"]
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 DTYPES = {"e4m3": torch.float8_e4m3fn, "int8": torch.int8}
 LARGEST = {"e4m3": 448, "int8": 127}
 
@@ -37,20 +33,24 @@ def attention(
     None being no bound; `sink` (H,) is one logit per head that takes attention and gives nothing.
     """
     sizes = checks.shape(q=(q, "B N H D"), k=(k, "rows T Hkv D"), v=(v, "rows T Hkv Dv"))
+    if table is None:
+        checks.shape(q=(q, "B N H D"), k=(k, "B T Hkv D"))
     checks.dtypes(*FLOATS, q=q)
     checks.dtypes(*DTYPES.values(), k=k)
     checks.same(k=k, v=v)
-    checks.same_device(q=q, k=k, v=v, k_scale=k_scale, v_scale=v_scale, table=table, length=length)
-    _check_layout(q, k, v, sizes)
-    _check_places(q, k, table, length)
-    for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not 0 < number < math.inf:
-            raise ValueError(f"{name} must be positive and finite, not {number}")
+    checks.same_device(q=q, k=k, k_scale=k_scale, v_scale=v_scale)
+    widths(sizes, q="D", v="Dv")
+    share_heads(sizes)
+    checks.contiguous(q=q, k=k, v=v)
+    places(q, length, table)
+    if table is not None and not k.shape[1]:
+        raise ValueError("table needs pages of at least one token")
+    checks.positive(softcap=softcap)
     scales = (_per_head(x, k, group, name)[..., None] for name, x in (("k_scale", k_scale), ("v_scale", v_scale)))
-    left, right = _window(causal, window)
+    left, right = window_bounds(causal, window)
     return quantized_cache.attention(
-        q, k, v, *scales, sink=checked_sink(q, sink), table=table, length=length, kind="int8" if k.dtype == torch.int8 else "e4m3",
-        tokens=group or 0, left=left, right=right, scale=sizes["D"] ** -0.5 if scale is None else float(scale), softcap=softcap,
+        q, k, v, *scales, sink=sink_per_head(q, sink), table=table, length=length, kind="int8" if k.dtype == torch.int8 else "e4m3",
+        tokens=group or 0, left=left, right=right, scale=scale_or_default(scale, sizes["D"]), softcap=softcap,
     )  # fmt: skip
 
 
@@ -92,25 +92,3 @@ def _per_head(scale, x, group, name):
     if scale.shape[1] != wanted[1] or any(n not in (1, m) for n, m in zip(scale.shape, wanted, strict=True)):
         raise ValueError(f"{name} must have shape {wanted}, rows and heads may be 1, not {tuple(scale.shape)}")
     return scale.expand(wanted)
-
-
-def _check_layout(q, k, v, sizes):
-    for name, axis in (("q", "D"), ("v", "Dv")):
-        if not 1 <= sizes[axis] <= WIDEST:
-            raise ValueError(f"{name} must have between 1 and {WIDEST} elements per head, not {sizes[axis]}")
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of k's {sizes['Hkv']} heads, not {sizes['H']}")
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.numel() and tensor.shape[3] > 1 and tensor.stride(3) != 1:
-            raise ValueError(f"{name} must be contiguous along its last axis, not of stride {tensor.stride(3)}")
-
-
-def _check_places(q, k, table, length):
-    if table is None:
-        checks.shape(q=(q, "B N H D"), k=(k, "B T Hkv D"))
-    elif length is None or not k.shape[1]:
-        raise ValueError("table needs length, and pages of at least one token")
-    for name, tensor, axes in (("table", table, "B n"), ("length", length, "B")):
-        if tensor is not None:
-            checks.shape(q=(q, "B N H D"), **{name: (tensor, axes)})
-            checks.dtypes(torch.int32, torch.int64, **{name: tensor})

@@ -5,14 +5,12 @@ every head, then `attention.flash`. `absorb` is for decoding: latents are key he
 `attention.split_kv`; its cache may lie in pages. `absorb` has no gradients.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from twofold.fast import checks
 from twofold.fast.attention import flash
-from twofold.fast.attention.flash import _window
+from twofold.fast.attention._arguments import FLOATS, places, scale_or_default, share_heads, widths, window_bounds
 from twofold.fast.attention.mla import WIDEST, WIDEST_KEY, _norm, _rope
 from twofold.fast.kernels.split_attention import SIZE, split_attention
 
@@ -43,25 +41,16 @@ def absorb(
     needed. Sequences are cut every `size` tokens.
     """
     sizes = _check(qn, qr, c, kr, w_uk, w_uv)
-    left, right = _window(causal, window)
+    left, right = window_bounds(causal, window)
     if table is None:
         checks.shape(qn=(qn, "B N H d_n"), c=(c, "B Tk h_c d_c"), kr=(kr, "B Tk d_R"))
     else:
-        checks.shape(qn=(qn, "B N H d_n"), table=(table, "B n"), c=(c, "n_blocks page h_c d_c"), kr=(kr, "n_blocks page d_R"))
-        checks.dtypes(torch.int32, torch.int64, table=table)
-        if length is None:
-            raise ValueError("length must be given with a table")
-    if length is not None:
-        checks.shape(qn=(qn, "B N H d_n"), length=(length, "B"))
-        checks.dtypes(torch.int32, torch.int64, length=length)
-    for name, width, widest in (("c", sizes["d_c"], WIDEST), ("kr", sizes["d_R"], WIDEST_KEY)):
-        if width > widest:
-            raise ValueError(f"{name} must have at most {widest} numbers per token and head, not {width}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}")
-    scale = (sizes["d_n"] + sizes["d_R"]) ** -0.5 if scale is None else float(scale)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, not {scale}")
+        checks.shape(c=(c, "n_blocks page h_c d_c"), kr=(kr, "n_blocks page d_R"))
+    places(qn, length, table)
+    widths(sizes, 0, WIDEST, c="d_c")
+    widths(sizes, 0, WIDEST_KEY, kr="d_R")
+    checks.at_least(1, size=size)
+    scale = scale_or_default(scale, sizes["d_n"] + sizes["d_R"])
     down = torch.einsum("bthn,hnc->bthc", qn, w_uk).contiguous()  # (B, N, H, d_c)
     q_rest, k_rest = (qr, kr) if sizes["d_R"] else (None, None)
     o, lse = split_attention(
@@ -86,10 +75,7 @@ def _check(qn, qr, c, kr, w_uk, w_uv):
         w_uk=(w_uk, "H d_n d_c"), w_uv=(w_uv, "H d_v d_c"),
     )  # fmt: skip
     checks.same(qn=qn, qr=qr, c=c, kr=kr, w_uk=w_uk, w_uv=w_uv)
-    checks.dtypes(torch.float32, torch.float16, torch.bfloat16, qn=qn)
-    if not sizes["h_c"] or sizes["H"] % sizes["h_c"]:
-        raise ValueError(f"qn must have a multiple of c's {sizes['h_c']} heads, not {sizes['H']}")
-    for name, tensor in (("qr", qr), ("c", c), ("kr", kr)):
-        if tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along its last axis, not of stride {tensor.stride(-1)}")
+    checks.dtypes(*FLOATS, qn=qn)
+    share_heads(sizes, "h_c", q="qn", k="c")
+    checks.contiguous(qr=qr, c=c, kr=kr)
     return sizes

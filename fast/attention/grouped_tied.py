@@ -5,20 +5,16 @@ gradients; those of x come from both of its uses. `cached` is for decoding: x is
 `attention.split_kv`; its cache may lie in pages. It has no gradients.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from twofold.fast import checks
 from twofold.fast.attention import flash
-from twofold.fast.attention.flash import _window
+from twofold.fast.attention._arguments import FLOATS, places, scale_or_default, share_heads, widths, window_bounds
 from twofold.fast.attention.mla import WIDEST_KEY, _rope
 from twofold.fast.kernels.split_attention import SIZE, split_attention
 
 __all__ = ["attention", "project", "queries", "cached"]
-
-WIDEST = 256  # of states
 
 
 def attention(
@@ -71,31 +67,17 @@ def cached(
     """
     sizes = checks.shape(q=(q, "B N H d"), x=(x, "rows tokens Hkv d"), kr=(kr, "rows tokens d_R"))
     checks.same(q=q, x=x, kr=kr)
-    checks.dtypes(torch.float32, torch.float16, torch.bfloat16, q=q)
+    checks.dtypes(*FLOATS, q=q)
     if table is None:
         checks.shape(q=(q, "B N H d"), x=(x, "B Tk Hkv d"))
-    else:
-        checks.shape(q=(q, "B N H d"), table=(table, "B n"))
-        checks.dtypes(torch.int32, torch.int64, table=table)
-        if length is None:
-            raise ValueError("length must be given with a table")
-    if length is not None:
-        checks.shape(q=(q, "B N H d"), length=(length, "B"))
-        checks.dtypes(torch.int32, torch.int64, length=length)
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of x's {sizes['Hkv']} heads, not {sizes['H']}")
-    for name, width, least, most in (("x", sizes["d"], 1, WIDEST), ("kr", sizes["d_R"], 0, min(WIDEST_KEY, sizes["d"]))):
-        if not least <= width <= most:
-            raise ValueError(f"{name} must have between {least} and {most} channels, not {width}")
-    for name, tensor in (("x", x), ("kr", kr)):
-        if tensor.numel() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along its last axis, not of stride {tensor.stride(-1)}")
-    if size < 1:
-        raise ValueError(f"size must be at least 1, not {size}")
-    scale = sizes["d"] ** -0.5 if scale is None else float(scale)
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, not {scale}")
-    left, right = _window(causal, window)
+    places(q, length, table)
+    share_heads(sizes, k="x")
+    widths(sizes, x="d")
+    widths(sizes, 0, min(WIDEST_KEY, sizes["d"]), kr="d_R")
+    checks.contiguous(x=x, kr=kr)
+    checks.at_least(1, size=size)
+    scale = scale_or_default(scale, sizes["d"])
+    left, right = window_bounds(causal, window)
     kept = sizes["d"] - sizes["d_R"]
     tied = torch.nn.functional.pad(q[..., :kept], (0, sizes["d_R"]))  # 0 where the key is not tied to x
     q_rest, k_rest = (q[..., kept:].contiguous(), kr) if sizes["d_R"] else (None, None)

@@ -11,13 +11,13 @@ A query finds what is older than the window as codes, the rest in the ring; what
 host, so nothing waits for the device.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from twofold.fast import checks
+from twofold.fast.attention._arguments import scale_or_default, share_heads
 from twofold.fast.kernels import kv_formats, quantize_groups, quantized_cache
 
 __all__ = ["Cache", "quantize", "dequantize"]
@@ -86,12 +86,9 @@ class Cache:
         """Over what is older than the window, and over the first `recent` slots of the ring, both per request."""
         sizes = checks.shape(cache=(self.recent_k, "B R Hkv D"), q=(q, "B Nq H D"))
         checks.same(cache=self.recent_k, q=q)
-        if sizes["H"] % sizes["Hkv"]:
-            raise ValueError(f"q must have a multiple of the cache's {sizes['Hkv']} heads, not {sizes['H']}")
+        share_heads(sizes, k="cache")
         old = (self.lengths - self.residual).clamp(min=0)
-        scale = sizes["D"] ** -0.5 if scale is None else float(scale)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, not {scale}")
+        scale = scale_or_default(scale, sizes["D"])
         old, recent = (lengths.to(q.device, non_blocking=True) for lengths in (old, recent))
         return quantized_cache.attend(q, self.keys, self.values, old, self.recent_k, self.recent_v, recent, self.bits, self.group, scale)
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
-from twofold.fast.attention.split_kv import checked_options, checked_sink
+from twofold.fast.attention._arguments import sink_per_head
+from twofold.fast.attention.split_kv import checked_options
 from twofold.fast.kernels import split_attention_torch
 from twofold.fast.kernels.split_attention import SIZE, demand_places, split_attention
 
@@ -37,7 +38,7 @@ def attention(
     checks.shape(table=(table, "B n"), q=(q, "B N H D"))
     capacity = table.shape[1] * sizes["page"]
     options = checked_options(q, k_pool, v_pool, capacity, size, splits, length, causal, window, scale, softcap)
-    return split_attention(q, k_pool, v_pool, sink=checked_sink(q, sink), table=table, length=length, **options)
+    return split_attention(q, k_pool, v_pool, sink=sink_per_head(q, sink), table=table, length=length, **options)
 
 
 def gather(pool: Tensor, table: Tensor, length: Tensor) -> Tensor:

@@ -4,12 +4,12 @@ Query head h reads key head h // (H / Hkv). Rows are aligned to the end of the k
 no key has output 0 and log-sum-exp -inf. Each head of each sequence has a mean and scales of its own. Not differentiable.
 """
 
-import math
 
 import torch
 from torch import Tensor
 
 from twofold.fast import checks
+from twofold.fast.attention._arguments import scale_or_default, three, widths, window_bounds
 from twofold.fast.kernels.quantized_attention import forward as attend
 from twofold.fast.kernels.quantized_attention_torch import encode
 
@@ -66,25 +66,12 @@ def options(
     q: Tensor, k: Tensor, v: Tensor, block_k: int, causal: bool, window: tuple[int | None, int | None] | None, scale: float | None
 ) -> tuple[int | None, int | None, float]:
     """Check what every form with quantized products takes, and return the bounds of the window and the scale."""
-    sizes = checks.shape(q=(q, "B Tq H D"), k=(k, "B Tk Hkv D"), v=(v, "B Tk Hkv Dv"))
-    checks.same(q=q, k=k, v=v)
-    checks.dtypes(torch.float32, torch.float16, torch.bfloat16, q=q)
-    for name, axis in (("q", "D"), ("v", "Dv")):
-        if not 1 <= sizes[axis] <= WIDEST:
-            raise ValueError(f"{name} must have between 1 and {WIDEST} elements per head, not {sizes[axis]}")
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of k's {sizes['Hkv']} heads, not {sizes['H']}")
-    if v.numel() and v.shape[3] > 1 and v.stride(3) != 1:
-        raise ValueError(f"v must be contiguous along its last axis, not of stride {v.stride(3)}")
+    sizes = three(q, k, v)
+    widths(sizes, q="D", v="Dv")
+    checks.contiguous(v=v)
     if block_k not in (32, 64, 128):
         raise ValueError(f"block_k must be 32, 64 or 128, not {block_k}")
-    left, right = (None, None) if window is None else window
-    for name, bound in (("left", left), ("right", right)):
-        if bound is not None and bound < 0:
-            raise ValueError(f"window's {name} bound must be at least 0, or None for no bound, not {bound}")
-    if scale is not None and not 0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, not {scale}")
-    return left, 0 if causal else right, sizes["D"] ** -0.5 if scale is None else float(scale)
+    return *window_bounds(causal, window), scale_or_default(scale, sizes["D"])
 
 
 def _rows(rows: int, name: str) -> int:

@@ -9,20 +9,18 @@ equal parts instead, `bounds` cuts anywhere. Lengths that do not fit are an erro
 without being waited for. There are no gradients: this is for decoding.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from twofold.fast import checks
-from twofold.fast.attention.flash import _window
+from twofold.fast.attention._arguments import places, scale_or_default, sink_per_head, three, widths, window_bounds
 from twofold.fast.kernels.combine_splits import combine_splits
 from twofold.fast.kernels.split_attention import SIZE, split_attention, split_partials
 
 __all__ = ["attention", "partials", "combine", "fixed", "occupancy"]
 
-WIDEST = 256  # head dimensions beyond do not fit a tile
 MULTIPLE = 64  # equal parts are multiples of the longest tile
 
 
@@ -37,7 +35,7 @@ def attention(
     bound; `sink` (H,) is one logit per head that takes attention and gives nothing.
     """
     options = _options(q, k, v, bounds, size, splits, length, causal, window, scale, softcap)
-    return split_attention(q, k, v, sink=checked_sink(q, sink), length=length, **options)
+    return split_attention(q, k, v, sink=sink_per_head(q, sink), length=length, **options)
 
 
 def partials(
@@ -84,43 +82,18 @@ def occupancy(tiles: int, blocks: int, sms: int, max_splits: int = 128) -> int:
     return next((splits for splits, (programs, room) in filled.items() if 20 * programs * best[1] >= 17 * best[0] * room), 1)
 
 
-def checked_sink(q: Tensor, sink: Tensor | None) -> Tensor | None:
-    """The sink in float32, one logit per query head."""
-    if sink is None:
-        return None
-    checks.shape(q=(q, "B N H D"), sink=(sink, "H"))
-    checks.dtypes(torch.float32, q.dtype, sink=sink)
-    checks.same_device(q=q, sink=sink)
-    return sink.float()
-
-
 def checked_options(q, k, v, capacity, size, splits, length, causal, window, scale, softcap) -> dict:
     """What rows of keys and pools of blocks have in common; `k` and `v` are (·, ·, Hkv, ·). Returns the kernel's options."""
-    sizes = checks.shape(q=(q, "B N H D"), k=(k, "rows T Hkv D"), v=(v, "rows T Hkv Dv"))
-    checks.same(q=q, k=k, v=v)
-    checks.dtypes(torch.float32, torch.float16, torch.bfloat16, q=q)
-    for name, axis in (("q", "D"), ("v", "Dv")):
-        if not 1 <= sizes[axis] <= WIDEST:
-            raise ValueError(f"{name} must have between 1 and {WIDEST} elements per head, not {sizes[axis]}")
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of k's {sizes['Hkv']} heads, not {sizes['H']}")
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.numel() and tensor.shape[3] > 1 and tensor.stride(3) != 1:
-            raise ValueError(f"{name} must be contiguous along its last axis, not of stride {tensor.stride(3)}")
-    if length is not None:
-        checks.shape(q=(q, "B N H D"), length=(length, "B"))
-        checks.dtypes(torch.int32, torch.int64, length=length)
-        checks.same_device(q=q, length=length)
-    for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not 0 < number < math.inf:
-            raise ValueError(f"{name} must be positive and finite, not {number}")
-    for name, count in (("size", size), ("splits", splits)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
+    sizes = three(q, k, v, rows="B N H D", keys="rows T Hkv")
+    widths(sizes, q="D", v="Dv")
+    checks.contiguous(q=q, k=k, v=v)
+    places(q, length)
+    checks.positive(softcap=softcap)
+    checks.at_least(1, size=size, splits=splits)
     if splits is not None:
         size = max(-(-capacity // (splits * MULTIPLE)) * MULTIPLE, 1)
-    left, right = _window(causal, window)
-    scale = sizes["D"] ** -0.5 if scale is None else float(scale)
+    left, right = window_bounds(causal, window)
+    scale = scale_or_default(scale, sizes["D"])
     return {"size": size, "left": left, "right": right, "scale": scale, "softcap": softcap}
 
 

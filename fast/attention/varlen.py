@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
-from twofold.fast.attention.flash import _options, _window
+from twofold.fast.attention._arguments import window_bounds
+from twofold.fast.attention.flash import _options
 from twofold.fast.kernels import tiled_attention_operator as operator
 from twofold.fast.kernels.packed_sequences import Packing
 
@@ -30,7 +31,7 @@ def attention(
     """
     scale = _checked(q, k, v, scale, softcap, sink)
     packing = _packing(q, k, cu_q, cu_k, used_k)
-    o, lse = operator.forward(q[None], k[None], v[None], sink, *_window(causal, window), scale, softcap, packing)
+    o, lse = operator.forward(q[None], k[None], v[None], sink, *window_bounds(causal, window), scale, softcap, packing)
     return o[0], lse[0]
 
 
@@ -49,7 +50,7 @@ def backward(
     if dlse is not None:
         checks.shape(lse=(lse, "H Nq"), dlse=(dlse, "H Nq"))
         dlse = dlse[None]
-    options = *_window(causal, window), scale, softcap, packing
+    options = *window_bounds(causal, window), scale, softcap, packing
     dq, dk, dv, _ = operator.backward(q[None], k[None], v[None], sink, o[None], lse[None], do[None], dlse, *options)
     return dq[0], dk[0], dv[0]
 

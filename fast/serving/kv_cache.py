@@ -29,7 +29,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from twofold.fast import checks
 from twofold.fast.attention import flash, paged
-from twofold.fast.attention.split_kv import checked_options, checked_sink
+from twofold.fast.attention._arguments import sink_per_head
+from twofold.fast.attention.split_kv import checked_options
 
 __all__ = ["Cache"]
 
@@ -167,4 +168,4 @@ class Cache:
             checks.dtypes(memory.dtype, **{name: tensor})
         checks.same_device(cache=self.k, q=q)
         checked_options(q, k, v, 0, 1, None, None, True, window, scale, softcap)
-        checked_sink(q, sink)
+        sink_per_head(q, sink)
