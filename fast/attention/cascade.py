@@ -1,8 +1,8 @@
 """Cascade attention on tensors: a shared prefix in one pass, what is each request's own in others. See `twofold.spec.attention.cascade`.
 
 Passes are FlashAttention-2 and store their parts in the dtype of the inputs; merging is done in float32. Suffixes of requests with few
-rows take one pass together, that of `split_kv`, over keys padded to the longest; where gradients are wanted, and for longer chunks, each
-takes its own. Differentiable throughout.
+rows take one pass together, that of `split_kv`, over keys padded to the longest; where gradients are wanted, and for longer chunks, that of
+`varlen`, over suffixes side by side. Differentiable throughout.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from twofold.fast import checks
-from twofold.fast.attention import dense, flash, split_kv
+from twofold.fast.attention import dense, flash, split_kv, varlen
 from twofold.fast.attention.online_softmax import merge
 
 __all__ = ["attention", "shared_prefix", "traffic"]
@@ -73,7 +73,7 @@ def shared_prefix(
     o, lse = flash.forward(torch.cat(tuple(qs))[None], kp[None], vp[None], scale=scale)  # one pass, whoever the rows belong to
     shared = zip(o[0].split(lengths), lse[0].split(lengths, -1), strict=True)
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in (*qs, *(x for suffix in suffixes for x in suffix)))
-    own = _one_by_one if needed or max(lengths) > FEW else _together
+    own = _packed if needed or max(lengths) > FEW else _together
     return [merge(*parts) for parts in zip(shared, own(qs, suffixes, scale), strict=True)]  # type: ignore[misc]
 
 
@@ -92,9 +92,13 @@ def _together(qs, suffixes, scale):
     return [(o[i, start:], lse[i, :, start:]) for i, start in enumerate(starts)]
 
 
-def _one_by_one(qs, suffixes, scale):
-    parts = (flash.forward(q[None], k[None], v[None], causal=True, scale=scale) for q, (k, v) in zip(qs, suffixes, strict=True))
-    return [(o[0], lse[0]) for o, lse in parts]
+def _packed(qs, suffixes, scale):
+    """One pass as well, over suffixes side by side: any lengths, and gradients."""
+    keys, values = zip(*suffixes, strict=True)
+    ends = [torch.tensor([0, *map(len, each)], device=qs[0].device).cumsum(0) for each in (qs, keys)]
+    o, lse = varlen.attention(*(torch.cat(tuple(each)) for each in (qs, keys, values)), *ends, causal=True, scale=scale)
+    lengths = [len(q) for q in qs]
+    return list(zip(o.split(lengths), lse.split(lengths, -1), strict=True))
 
 
 def _part(q, level, i, scale, softcap):

@@ -62,7 +62,7 @@ def block_sparse(
     """Attention to the tiles of `block_mask`, boolean, broadcasting to (B, H, ⌈Tq/block_q⌉, ⌈Tk/block_k⌉); `causal` masks within them.
 
     Plain PyTorch on every device, differentiable: step n takes the n-th tile of every block of rows. It costs as many steps as the fullest
-    block has tiles; scores and sums are float32.
+    block has tiles; scores and sums are float32. For one mask that all heads share, the tiled kernel does it: `attention.flex.sparse`.
     """
     mask = _checked(q, k, v, block_mask, block_q, block_k, scale)
     (b, t_q, heads, d), (_, t_k, kv_heads, dv) = q.shape, v.shape
