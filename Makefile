@@ -62,6 +62,7 @@ evidence: $(READY) ## measure anew what the pages show: error over bound, and th
 	mkdir -p docs/evidence
 	$(BIN)/twofold check --profile ci --json > docs/evidence/check.json.new && mv docs/evidence/check.json.new docs/evidence/check.json
 	$(BIN)/twofold bugs --matrix --json > docs/evidence/bugs.json.new && mv docs/evidence/bugs.json.new docs/evidence/bugs.json
+	$(BIN)/twofold bugs --prove --json > docs/evidence/proofs.json.new && mv docs/evidence/proofs.json.new docs/evidence/proofs.json
 
 readme: $(READY) ## write the generated part of README.md anew
 	$(BIN)/python tools/readme.py

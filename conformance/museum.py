@@ -13,13 +13,15 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Bug", "bugs", "judge", "replaced"]
+__all__ = ["Bug", "bugs", "judge", "provable", "refuted", "replaced"]
 
 PACKAGE = Path(__file__).parent.parent  # …/twofold, through whatever links
 PRELOADED = ["numpy", "torch", "triton", "triton.language", "hypothesis", "pytest"]  # imported once, inherited by every judging process
@@ -76,23 +78,47 @@ def judge(entries: Iterable[Bug], every_test: bool = False, processes: int = 2) 
         yield from pool.map(lambda bug: _judge_apart(context, bug, every_test), entries)
 
 
+def provable(entries: Iterable[Bug]) -> list[Bug]:
+    """Those in the spec of a chapter that claims a law which `prove` can enumerate."""
+    from twofold.conformance import prove
+
+    def claimed(chapter: str) -> bool:
+        try:
+            return bool(prove.claims(chapter))
+        except prove.Unprovable:
+            return False
+
+    chapters = {bug.chapter for bug in entries if bug.file.startswith("spec/")}
+    known = {chapter for chapter in chapters if claimed(chapter)}
+    return [bug for bug in entries if bug.file.startswith("spec/") and bug.chapter in known]
+
+
+def refuted(entries: Iterable[Bug], processes: int = 2) -> Iterator[dict]:
+    """What `prove` says of each chapter with the bug in it, `{id, chapter, law, claims, refuted, bias}`; `refuted` are claims that fail."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["numpy", "hypothesis"])
+
+    def one(bug: Bug) -> dict:
+        said, bias = _apart(context, bug, _prove, ({"the process": False}, ""))
+        failed = [claim for claim, certified in said.items() if not certified]
+        return {"id": bug.id, "chapter": bug.chapter, "law": bug.test, "claims": list(said), "refuted": failed, "bias": bias}
+
+    with ThreadPoolExecutor(processes) as pool:
+        yield from pool.map(one, entries)
+
+
+def _prove(bug: Bug, folder: str, send) -> None:
+    """In a process of its own: the claims of the chapter on the copy, whether each is certified, and the first bias that is not 0."""
+    _enter(folder)
+    prove = importlib.import_module("twofold.conformance.prove")
+    verdicts = list(prove.prove(prove.claims(bug.chapter), examples=30))
+    said = {verdict.claim.what: verdict.certified for verdict in verdicts}
+    send.send((said, next((str(v.bias) for v in verdicts if v.claim.reference and v.bias), "")))
+    send.close()
+
+
 def _judge_apart(context, bug: Bug, every_test: bool) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "twofold"
-        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.so", "docs"))
-        (copy / bug.file).write_text(replaced(bug))
-        receive, send = context.Pipe(duplex=False)
-        process = context.Process(target=_run, args=(bug, folder, every_test, send))
-        process.start()
-        send.close()
-        failures, bias = {}, ""
-        if receive.poll(SECONDS):
-            try:
-                failures, bias = receive.recv()
-            except EOFError:
-                failures = {"the process": "SystemExit"}  # it died without a verdict
-        process.kill()
-        process.join()
+    failures, bias = _apart(context, bug, partial(_run, every_test), ({"the process": "SystemExit"}, ""))  # it died without a verdict
     tests = sorted(test for test, error in failures.items() if error not in BROKEN)
     killed = bool(tests) and not (bug.bias and bug.bias != bias)
     return {
@@ -101,16 +127,42 @@ def _judge_apart(context, bug: Bug, every_test: bool) -> dict:
     }  # fmt: skip
 
 
-def _run(bug: Bug, folder: str, every_test: bool, send) -> None:
-    """In a process of its own: run the tests on the copy, and send the errors of those that failed."""
-    import pytest
+def _apart(context, bug: Bug, work: Callable[[Bug, str, Any], None], died: tuple) -> tuple:
+    """What `work` sends from a process that has a copy of the package with the bug in it; `died` if it ends without a word."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "twofold"
+        shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "*.so", "docs"))
+        (copy / bug.file).write_text(replaced(bug))
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=work, args=(bug, folder, send))
+        process.start()
+        send.close()
+        said: tuple = ({}, "")
+        if receive.poll(SECONDS):
+            try:
+                said = receive.recv()
+            except EOFError:
+                said = died
+        process.kill()
+        process.join()
+    return said
 
+
+def _enter(folder: str) -> None:
+    """Import twofold from the copy from now on, and print nothing."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "twofold"]:
         del sys.modules[name]
     sys.path.insert(0, folder)
     os.chdir(folder)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
+
+
+def _run(every_test: bool, bug: Bug, folder: str, send) -> None:
+    """In a process of its own: run the tests on the copy, and send the errors of those that failed."""
+    import pytest
+
+    _enter(folder)
     os.environ |= {"TWOFOLD_PROFILE": "museum", "TWOFOLD_BACKEND": bug.backend}
     family, _, name = bug.chapter.partition(".")
     failures: dict[str, str] = {}

@@ -4,11 +4,12 @@ import difflib
 import json
 import re
 import tomllib
+from fractions import Fraction
 from pathlib import Path
 
 from twofold import discovery
 
-__all__ = ["EXPERIMENTS", "FAMILIES", "coverage", "experiment", "kills", "measured", "museum", "titled"]
+__all__ = ["EXPERIMENTS", "FAMILIES", "coverage", "experiment", "kills", "measured", "museum", "proofs", "titled"]
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "docs" / "evidence"
@@ -144,6 +145,27 @@ def _difference(bug: dict, report) -> str:
     code = [line for line in lines if not line.startswith("@@")]
     indent = min((len(line[1:]) - len(line[1:].lstrip()) for line in code if line[1:].strip()), default=0)
     return "\n".join("  ⋮" if line.startswith("@@") else line[:1] + " " + line[1 + indent :] for line in lines[1:])
+
+
+def proofs() -> str | None:
+    """Samplers with a bug in their text, by chapter: how many the prover refutes, and what else catches the rest."""
+    results = run("proofs")
+    if results is None:
+        return None
+    order = {chapter.name: number for number, chapter in enumerate(chapters())}
+    known = {chapter.name: chapter for chapter in chapters()}
+    rows = []
+    for name in sorted({bug["chapter"] for bug in results}, key=lambda name: order.get(name, len(order))):
+        of_chapter = [bug for bug in results if bug["chapter"] == name]
+        refuted = [bug for bug in of_chapter if bug["refuted"]]
+        biases = [Fraction(bug["bias"]) for bug in refuted if bug["bias"]]
+        rest = "<br>".join(f"[{bug['id']}](museum.md#{bug['id']}) `{bug['law']}`" for bug in of_chapter if not bug["refuted"])
+        claims = max(len(bug["claims"]) for bug in of_chapter)
+        span = f"{min(biases)} to {max(biases)}" if len(set(biases)) > 1 else str(biases[0]) if biases else "–"
+        rows.append([link(known[name]), str(claims), f"{len(refuted)} of {len(of_chapter)}", span, rest or "–"])
+    refuted = sum(bool(bug["refuted"]) for bug in results)
+    count = f"{refuted} of {len(results)} bugs in the text of a sampler are refuted in the committed run.\n\n"
+    return count + table(["Chapter", "claims", "bugs refuted", "bias", "keeps the law, and is caught by"], rows, "kills")
 
 
 def killers(tests: list[str]) -> str:

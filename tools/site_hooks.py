@@ -99,10 +99,10 @@ def replaced(kind: str, name: str, page: Page, config: MkDocsConfig) -> str:
     if kind == "experiment":
         picture = posixpath.relpath(f"evidence/experiments/{name}.svg", family)
         return site_evidence.experiment(name, picture) or problem(f"no committed experiment is named {name!r}")
-    if kind in ("evidence", "kills"):
-        text = site_evidence.measured(name) if kind == "evidence" else site_evidence.kills()
-        run = "twofold check --json" if kind == "evidence" else "twofold bugs --json"
-        return text or unmeasured(f"{name or 'The collection'} is not in the committed run of `{run}`.", config)
+    if kind in ("evidence", "kills", "proofs"):
+        text = site_evidence.measured(name) if kind == "evidence" else getattr(site_evidence, kind)()
+        run = {"evidence": "check --json", "kills": "bugs --json", "proofs": "bugs --prove --json"}[kind]
+        return text or unmeasured(f"{name or 'The collection'} is not in the committed run of `twofold {run}`.", config)
     return problem(f"unknown directive '::: {kind}'")
 
 

@@ -1,5 +1,7 @@
 """Blockwise parallel decoding: exact acceptance writes the greedy text, and looser acceptance keeps within its bound."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,24 @@ from hypothesis import strategies as st
 from twofold.conformance.compare import exactly
 from twofold.conformance.inputs import array, dtypes, layouts, regimes, seeds, tensor, values
 from twofold.conformance.law import law, models
+from twofold.conformance.prove import Claim
 from twofold.conformance.speculative import rounds
 from twofold.spec.speculative import blockwise, greedy
 
 forms = st.sampled_from(["verify_top_k", "verify_distance"])
 first_k = lambda k: lambda p, draft: blockwise.verify_top_k(p, draft, k)
 within = lambda eps: lambda p, draft: blockwise.verify_distance(p, draft, eps)
+greedy_text = lambda target, _: rounds.greedily(target)
+
+
+def block(gamma, verify, target, drafter):
+    return rounds.chain(target, drafter, gamma, verify)
+
+
+CLAIMS = [
+    Claim(f"{name}, {gamma} drafted", partial(block, gamma, verify), gamma + 1, claimed=greedy_text, reference=gamma == 2)
+    for name, verify in (("verify_top_k, k = 1", first_k(1)), ("verify_distance, eps = 0", within(0))) for gamma in (2, 1)
+]  # fmt: skip
 
 
 @given(models(3, 4), models(3, 4), st.integers(0, 3), st.sampled_from([first_k(1), within(0)]))

@@ -1,5 +1,6 @@
 """Jacobi decoding: whatever the guess, its only fixed point is the greedy text, and every iteration makes one more token final."""
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from twofold.conformance.compare import exactly
 from twofold.conformance.inputs import array, seeds
 from twofold.conformance.law import Model, models
+from twofold.conformance.prove import Claim
+from twofold.conformance.speculative import rounds
 from twofold.spec.speculative import jacobi
 
 V, N = 3, 4
@@ -24,6 +27,15 @@ def greedy(target, prompt, n):
     for _ in range(n):
         text.append(int(np.argmax(target(text))))
     return text[len(prompt) :]
+
+
+def decoded(n, target, drafter):
+    """There is no drafter: guesses are zeros."""
+    return lambda rng: tuple(jacobi.decode(target, [], n)[0])
+
+
+greedy_text = lambda target, _: rounds.greedily(target)
+CLAIMS = [Claim(f"{n} tokens", partial(decoded, n), n, claimed=greedy_text, reference=n == 2) for n in (2, 1, 3)]
 
 
 def iterates(target, prompt, guess, times):

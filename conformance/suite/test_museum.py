@@ -43,3 +43,17 @@ def test_runner_tells_a_bug_from_a_comment_and_from_a_broken_copy():
 def test_text_that_is_gone_is_an_error(tmp_path: Path):
     with pytest.raises(LookupError, match="stands 0 times"):
         museum.replaced(Bug("gone", "", "speculative.chain", "spec/speculative/chain.py", "no such line", "", "", ""))
+
+
+def test_the_prover_refutes_a_bug_and_certifies_a_comment():
+    harmless = planted("return position, rng.categorical(residual(p[position], q[position]))  # a comment")
+    harmful = planted("return position, rng.categorical(p[position])")
+    verdicts = list(museum.refuted([harmless, harmful]))
+    assert verdicts[0]["refuted"] == [] and len(verdicts[0]["claims"]) == 6 and verdicts[0]["bias"] == ""
+    assert verdicts[1]["refuted"] == ["verify, 2 drafted", "verify, 1 drafted", "verify, 3 drafted"] and verdicts[1]["bias"] == "1/6"
+
+
+def test_only_samplers_with_an_enumerable_law_are_asked_for_a_proof():
+    asked = {bug.chapter for bug in museum.provable(museum.bugs())}
+    assert {"speculative.chain", "speculative.coupled", "speculative.jacobi"} <= asked
+    assert not any(bug.file.startswith("fast/") for bug in museum.provable(museum.bugs())) and "speculative.cost" not in asked

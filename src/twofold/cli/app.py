@@ -80,12 +80,18 @@ def check(
 def bugs(
     patterns: Patterns = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="run every test of the chapter, and tell all that notice")] = False,
+    proofs: Annotated[bool, typer.Option("--prove", help="ask the prover instead, of samplers: which claims does each bug refute")] = False,
     as_json: Json = False,
 ) -> None:
     """Plant known bugs one by one, and see the suite catch each. Ends with 1 if one survives."""
     from twofold import discovery
     from twofold.cli import bugs as museum
 
+    if proofs:
+        with _usage_errors(discovery.Unknown, museum.Unavailable):
+            found = museum.prove(patterns or (), progress=not as_json)
+        _print(found) if as_json else museum.show_proofs(found)
+        raise typer.Exit(0)
     with _usage_errors(discovery.Unknown, museum.Unavailable):
         results = museum.run(patterns or (), matrix, progress=not as_json)
     _print(results) if as_json else museum.show(results)

@@ -9,7 +9,7 @@ from typing import Any
 from twofold.cli.check import Unavailable
 from twofold.cli.console import console, table
 
-__all__ = ["Unavailable", "run", "show"]
+__all__ = ["Unavailable", "prove", "run", "show", "show_proofs"]
 
 
 def run(patterns: Iterable[str] = (), matrix: bool = False, progress: bool = True) -> list[dict[str, Any]]:
@@ -31,6 +31,28 @@ def run(patterns: Iterable[str] = (), matrix: bool = False, progress: bool = Tru
             says = "caught" if verdict["killed"] else f"[red]ALIVE[/red] {verdict.get('errors') or ''}"
             console(stderr=True).print(f"{number} of {len(entries)}  {says}  {verdict['id']}")
     return results
+
+
+def prove(patterns: Iterable[str] = (), progress: bool = True) -> list[dict[str, Any]]:
+    """What the prover says of every sampler with a known bug in its text; `refuted` are the claims that fail."""
+    if not all(importlib.util.find_spec(name) for name in ("pytest", "hypothesis", "torch")):
+        raise Unavailable("the bug museum needs the suite: install twofold with its extra 'conformance'")
+    from twofold.conformance import museum
+
+    entries, results = museum.provable(museum.bugs(patterns)), []
+    for number, verdict in enumerate(museum.refuted(entries, os.cpu_count() or 1), start=1):
+        results.append(verdict)
+        if progress:
+            console(stderr=True).print(f"{number} of {len(entries)}  {'refuted' if verdict['refuted'] else 'certified'}  {verdict['id']}")
+    return results
+
+
+def show_proofs(results: list[dict[str, Any]]) -> None:
+    proofs = table("bug", "chapter", "refuted claims", "bias", "otherwise caught by")
+    for each in results:
+        proofs.add_row(each["id"], each["chapter"], "\n".join(each["refuted"]), each["bias"], "" if each["refuted"] else each["law"])
+    console().print(proofs)
+    console().print(f"{sum(bool(each['refuted']) for each in results)} of {len(results)} refuted")
 
 
 def show(results: list[dict[str, Any]]) -> None:
