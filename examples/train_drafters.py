@@ -1,9 +1,10 @@
 """Train a small target and every kind of drafter for it, and count what speculation saves: `python examples/train_drafters.py [--quick]`.
 
 The text is what every Python brings along: the top-level sources of its standard library, every tenth file held out. A byte-level
-transformer is the target. On its frozen trunk grow Medusa heads, an EAGLE-style drafter with and without a training-time test, a
-multi-token prediction module, and an early exit; beside it stands a small model of its own. Then held-out files are continued with each,
-as chains, static trees and dynamic trees, verified token by token, as a block, or by exact match.
+transformer is the target. On its frozen trunk grow Medusa heads, Hydra heads, an EAGLE-style drafter with and without a training-time
+test, a multi-token prediction module, and an early exit; beside it stands a small model of its own, once distilled from the target and once
+not. Then held-out files are continued with each, as chains, static trees and dynamic trees, verified token by token, as a block, or by
+exact match.
 
 Weights are made, not shipped. The recipe is deterministic, and resumes where it was stopped: `--folder` holds one file per stage.
 `--quick` is a setting of about two minutes that shows the way, not the numbers.
@@ -26,7 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 
-from twofold.fast.speculative import block, chain, decoding, eagle2, eagle3, match, medusa, mtp
+from twofold.fast.speculative import block, chain, decoding, eagle2, eagle3, hydra, match, medusa, mtp
 
 GAMMA, NODES, RANKS, HEADS, SEED = 4, 16, 8, 4, 2024
 
@@ -113,12 +114,14 @@ def soft_cross_entropy(logits: Tensor, laws: Tensor) -> Tensor:
 
 class Drafters(NamedTuple):
     target: Transformer
-    small: Transformer
+    small: Transformer  # distilled: it has learned the target's laws
+    unaided: Transformer  # the same, from the text alone
     medusa: nn.ParameterDict
     eagle: nn.ModuleDict  # trained on true features alone
     rehearsed: nn.ModuleDict  # with the training-time test
     mtp: nn.ModuleDict
     exit: nn.Module
+    hydra: nn.ParameterDict
 
 
 def trained(recipe: Recipe) -> Drafters:
@@ -176,7 +179,25 @@ def trained(recipe: Recipe) -> Drafters:
     train("mtp", module, further)
     adapter = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
     train("exit", adapter, lambda windows: soft_cross_entropy(F.linear(adapter(states(windows)[0]), head), law(windows)))
-    return Drafters(target, small, heads, eagle, rehearsed, module, adapter)
+
+    unaided = Transformer(width // 2, 1, heads=4)
+    by_text = lambda windows: F.cross_entropy(unaided(windows[:, :-1]).flatten(0, 1), windows[:, 1:].flatten())
+    train("small, not distilled", unaided, by_text)
+
+    told = {f"w1_{k}": torch.zeros(width, (k + 2) * width) for k in range(HEADS)}
+    informed = nn.ParameterDict({**told, "b1": torch.zeros(HEADS, width), "w2": head.detach().expand(HEADS, -1, -1).clone()})
+    weights = hydra_weights(target, informed)
+    train("hydra", informed, lambda windows: medusa.loss(hydra.heads(states(windows)[-1], followers(windows), *weights), windows))
+    return Drafters(target, small, unaided, heads, eagle, rehearsed, module, adapter, informed)
+
+
+def hydra_weights(target: Transformer, heads: nn.ParameterDict) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+    return target.embed.weight, [heads[f"w1_{k}"] for k in range(HEADS)], heads["b1"], heads["w2"]
+
+
+def followers(windows: Tensor) -> Tensor:
+    """The tokens that the heads of each place are told `(B, T, HEADS)`: those behind it, zeros where the text ends."""
+    return torch.stack([F.pad(windows[:, k:], (0, k)) for k in range(1, HEADS + 1)], -1)
 
 
 def fused(states: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -203,9 +224,9 @@ def chained(draft: Tensor, q: Tensor, law: Callable, ends: Tensor, room: Tensor)
     return F.pad(draft, (1, 0)), parents, room.clamp(0, n) + 1, torch.cat([q, q[:, -1:]], 1)
 
 
-def small_chain(d: Drafters, cache: list[Tensor], law: Callable):
-    own = d.small.cache(*cache[0].shape[:2])
-    read = lambda *arguments: law(d.small.read(*arguments))
+def small_chain(d: Drafters, cache: list[Tensor], law: Callable, model: Transformer):
+    own = model.cache(*cache[0].shape[:2])
+    read = lambda *arguments: law(model.read(*arguments))
     return decoding.draft_model(decoding.remembering(read, cache=own), GAMMA)
 
 
@@ -228,6 +249,16 @@ def medusa_tree(d: Drafters, cache: list[Tensor], law: Callable, choices: list[t
     def propose(text, ends, room, *, seed, request):
         h = cache[-1][torch.arange(len(text)), ends - 2]  # the state that chose the last written token
         tokens, parents = medusa.candidates(guesses(d, h).topk(RANKS).indices, choices)
+        return tokens, parents, torch.full_like(ends, tokens.shape[1]), None
+
+    return propose
+
+
+def hydra_tree(d: Drafters, cache: list[Tensor], law: Callable, choices: list[tuple[int, ...]]):
+    def propose(text, ends, room, *, seed, request):
+        here = torch.arange(len(text))
+        tokens, parents = hydra.candidates(cache[-1][here, ends - 2], text[here, ends - 1], *hydra_weights(d.target, d.hydra), choices)
+        tokens = torch.cat([torch.full_like(tokens[:, :1], -1), tokens[:, 1:]], 1)  # the root is no draft
         return tokens, parents, torch.full_like(ends, tokens.shape[1]), None
 
     return propose
@@ -350,22 +381,31 @@ def measured(d: Drafters, recipe: Recipe) -> list[dict[str, Any]]:
         rows = guesses(d, d.target.states(windows[:, :-2])[-1]).unbind(2)
         return [row[:, : row.shape[1] - k] for k, row in enumerate(rows)]
 
+    def by_told_heads(windows: Tensor) -> list[Tensor]:
+        h = d.target.states(windows[:, :-2])[-1]
+        rows = hydra.heads(h, followers(windows)[:, :-2], *hydra_weights(d.target, d.hydra)).unbind(2)
+        return [row[:, : row.shape[1] - k] for k, row in enumerate(rows)]
+
     def by_features(windows: Tensor) -> list[Tensor]:
         g = eagle3.fuse(*fused(d.target.states(windows[:, :-1])), d.rehearsed["fuse"].weight)
         states = eagle3.unroll(g, windows, d.target.embed.weight, d.rehearsed["fc"].weight, d.rehearsed["layer"], GAMMA)
         return [d.rehearsed["head"](row[:, :-1]) for row in states]
 
-    heads, ranks = (medusa.choices(ranks_right(d, recipe.text, setting, rows_of), NODES) for rows_of in (by_heads, by_features))
+    guessed = [ranks_right(d, recipe.text, setting, rows_of) for rows_of in (by_heads, by_told_heads, by_features)]
+    heads, informed, ranks = (medusa.choices(right, NODES) for right in guessed)
     by_token, by_block = decoding.on_chain(chain.verify), decoding.on_chain(block.verify)
     straight = [(0,) * depth for depth in range(1, GAMMA + 1)]  # the likeliest guess of each depth: a chain
     ways: list[tuple[str, str, str, Callable, Callable]] = [
         ("nothing", "–", "–", lambda *_: decoding.draft_model(lambda *_: None, 0), by_match),
-        ("small model", "chain", "token", small_chain, by_token),
-        ("small model", "chain", "block", small_chain, by_block),
+        ("small model, not distilled", "chain", "token", partial(small_chain, model=d.unaided), by_token),
+        ("small model", "chain", "token", partial(small_chain, model=d.small), by_token),
+        ("small model", "chain", "block", partial(small_chain, model=d.small), by_block),
         ("early exit", "chain", "token", exit_chain, by_token),
         ("early exit", "chain", "block", exit_chain, by_block),
         ("medusa", "chain", "match", partial(medusa_tree, choices=straight), by_match),
         ("medusa", "static tree", "match", partial(medusa_tree, choices=heads), by_match),
+        ("hydra", "chain", "match", partial(hydra_tree, choices=straight), by_match),
+        ("hydra", "static tree", "match", partial(hydra_tree, choices=informed), by_match),
         ("mtp", "chain", "token", mtp_chain, by_token),
         ("mtp", "chain", "block", mtp_chain, by_block),
         ("eagle, no rehearsal", "chain", "token", partial(eagle_chain, drafter=d.eagle), by_token),
@@ -392,6 +432,9 @@ def measured(d: Drafters, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 ORDERINGS = {  # what the papers report, as (the better, the worse)
+    "distillation pays": (("small model", "chain", "token"), ("small model, not distilled", "chain", "token")),
+    "heads that are told beat heads that are not: a chain": (("hydra", "chain", "match"), ("medusa", "chain", "match")),
+    "heads that are told beat heads that are not: a tree": (("hydra", "static tree", "match"), ("medusa", "static tree", "match")),
     "features beat heads": (("eagle", "static tree", "match"), ("medusa", "static tree", "match")),
     "a tree beats a chain: heads": (("medusa", "static tree", "match"), ("medusa", "chain", "match")),
     "a tree beats a chain: features": (("eagle", "static tree", "match"), ("eagle", "chain", "match")),
