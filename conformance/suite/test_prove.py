@@ -78,8 +78,8 @@ def test_a_claim_of_another_law_is_held_to_that_law():
 
 
 LOSSLESS = [
-    "adaedl", "block", "blockwise", "cascade", "chain", "coupled", "decoding", "greedy", "heuristic", "jacobi", "kseq", "lookahead", "match",
-    "rsd", "sampling", "slem", "specdec_plus", "spechub", "specinfer", "staged", "tli", "traversal", "warp",
+    "adaedl", "block", "blockwise", "cascade", "chain", "coupled", "decoding", "greedy", "heuristic", "jacobi", "kseq", "lookahead",
+    "match", "rsd", "sampling", "slem", "specdec_plus", "spechub", "specinfer", "staged", "tli", "traversal", "warp",
 ]  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+"""Retention: the laws of every causal recurrence at the ends of its range, and its place among them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from twofold.conformance import inputs
+from twofold.conformance.compare import exactly
+from twofold.conformance.linear_attention import battery
+from twofold.conformance.linear_attention.battery import few
+from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws that hold here
+    test_a_run_resumes_at_any_token,
+    test_every_form_is_the_definition,
+    test_keys_and_queries_scale_against_each_other,
+    test_outputs_and_state_are_linear_in_values_and_state,
+    test_steps_are_the_prefill,
+    test_the_future_does_not_matter,
+    test_the_matrix_is_lower_triangular,
+    test_two_runs_give_the_same_bits,
+)
+from twofold.spec.linear_attention import affine, retnet, simple_gla
+
+NAMES = ("q", "k", "v")
+
+
+def exact_tokens(rng, T, K, V):
+    tokens = battery.exact_tokens(rng, T, K, V)
+    return {name: tokens[name] for name in NAMES}
+
+
+def of_spec(gamma):
+    definition = lambda tokens, S0: retnet.recurrent(*tokens.values(), gamma, S0)
+    forms = {f"chunked in {n}": lambda tokens, S0, n=n: retnet.chunked(*tokens.values(), gamma, S0, n) for n in (1, 2, 3, 7, 16, 64)}
+    forms["parallel"] = lambda tokens, S0: retnet.parallel(*tokens.values(), gamma, S0)
+    return battery.Operation(definition, forms, lambda state, token: retnet.step(state, *token.values(), gamma), exact_tokens)
+
+
+def of_fast(fast, gamma):
+    rate = inputs.tensor(np.array([gamma]), "float32")
+    on = lambda form, **options: battery.on_tensors(lambda q, k, v, S0, **o: form(q, k, v, rate, S0, **o), NAMES, **options)
+    forms = {"chunked": on(fast.chunked, chunk=32)}
+    if getattr(fast, "side", "torch") == "torch":
+        forms |= {f"chunked in {chunk}": on(fast.chunked, chunk=chunk) for chunk in (16, 64)}
+        forms |= {"recurrent": on(fast.recurrent), "parallel": on(fast.parallel)}
+    step = battery.one_token(lambda state, q, k, v: fast.step(state, q, k, v, rate), NAMES)
+    return battery.Operation(lambda tokens, S0: retnet.recurrent(*tokens.values(), gamma, S0), forms, step, exact_tokens)
+
+
+@pytest.fixture(scope="module", params=[(side, gamma) for side in battery.SIDES for gamma in (1.0, 0.0)], ids=str)
+def operation(request):
+    """Nothing is forgotten, or everything: then all sums are exact."""
+    name, gamma = request.param
+    with battery.side(name, "linear_attention.retnet", lambda: of_spec(gamma), lambda fast: of_fast(fast, gamma)) as operation:
+        yield operation
+
+
+@pytest.mark.parametrize("T", [0, 1, 17, 35])
+def test_no_token_one_token_two_and_three_chunks(operation, T):
+    tokens = exact_tokens(np.random.default_rng(T), T, 5, 3)
+    output, state = operation.demand(tokens, np.arange(15.0).reshape(5, 3), f"T = {T}")
+    assert output.shape == (T, 3) and state.shape == (5, 3)
+
+
+@few
+@given(battery.cases())
+def test_it_is_the_core_and_simple_gated_linear_attention_with_constant_decay(case):
+    """Two rows of the table of models, within the rounding of exp(log gamma)."""
+    tokens, S0, *_ = battery.run_of(case, exact_tokens)
+    gamma = 1 - 2.0 ** -(1 + case.seed % 9)
+    g = np.full(case.T, np.log(gamma))
+    spread = np.repeat(g[:, None], case.K, axis=1)
+    own = retnet.recurrent(*tokens.values(), gamma, S0)
+    size = retnet.recurrent(*map(np.abs, tokens.values()), gamma, np.abs(S0))
+    zero = 0 * tokens["k"]
+    for other in (simple_gla.recurrent(*tokens.values(), g, S0), affine.recurrent(*tokens.values(), spread, zero, zero, S0)):
+        for one, two, most in zip(own, other, size, strict=True):
+            assert np.all(np.abs(one - two) <= 4 * case.T * 2.0**-53 * most)
+
+
+def test_horizons_double_from_head_to_head():
+    exactly(1 / (1 - retnet.decays(6)), 2.0 ** np.arange(5, 11), "tokens after which a head has forgotten most")

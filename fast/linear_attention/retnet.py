@@ -1,0 +1,67 @@
+"""Retention: a memory that fades at a constant rate, one for each head (arXiv:2307.08621).
+
+Layout: q, k `(B, T, Hq, K)`, v `(B, T, H, V)` with H a multiple of Hq, gamma `(H,)` in [0, 1]; states `(B, H, K, V)` in float32. q arrives
+scaled, q and k rotated. Everything is `linear_attention.simple_gla` with g = log gamma for every token; gamma gets gradients where it is
+not 0.
+"""
+
+import torch
+from torch import Tensor
+
+from twofold.fast import checks
+from twofold.fast.linear_attention import simple_gla
+
+__all__ = ["recurrent", "parallel", "chunked", "step", "decays", "rotate"]
+
+
+def chunked(
+    q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, S0: Tensor | None = None, chunk: int = 64, *, cu_seqlens: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Outputs `(B, T, H, V)` and final states `(B, H, K, V)`, with gradients for everything; packing as in `gla.chunked`."""
+    return simple_gla.chunked(q, k, v, _log(v, gamma), S0, chunk, cu_seqlens=cu_seqlens)
+
+
+def recurrent(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, S0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The definition, one token after the other."""
+    return simple_gla.recurrent(q, k, v, _log(v, gamma), S0)
+
+
+def parallel(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, S0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """All pairs of tokens at once: memory O(T² K)."""
+    return simple_gla.parallel(q, k, v, _log(v, gamma), S0)
+
+
+def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Absorb one token, `(B, Hq, K)`, `(B, H, V)`, then read: the output `(B, H, V)` and the new state, float32."""
+    return simple_gla.step(state, q, k, v, _log(v[:, None], gamma)[:, 0])
+
+
+def decays(H: int, *, device: torch.device | str | None = None) -> Tensor:
+    """The rates of H heads `(H,)`, from the one that forgets fastest."""
+    checks.at_least(0, H=H)
+    return 1 - 2.0 ** (-5 - torch.arange(H, dtype=torch.float32, device=device))
+
+
+def rotate(x: Tensor, pos: Tensor, theta: Tensor | None = None) -> Tensor:
+    """Turn the pair (2i, 2i+1) of x `(B, T, H, K)` by pos theta_i, for positions `(T,)` or `(B, T)`; angles are computed in float64."""
+    sizes = checks.shape(x=(x, "B T H K"), pos=(pos, "T" if pos.ndim == 1 else "B T"))
+    if sizes["K"] % 2:
+        raise ValueError(f"x must have an even number of channels, not {sizes['K']}")
+    pairs = sizes["K"] // 2
+    if theta is None:
+        theta = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device=x.device) / max(pairs, 1))
+    angle = (pos.double()[..., None] * theta.double())[..., None, :]  # (…, T, 1, K / 2)
+    wide = x if x.dtype == torch.float64 else x.float()
+    cos, sin = angle.cos().to(wide.dtype), angle.sin().to(wide.dtype)
+    a, b = wide[..., ::2], wide[..., 1::2]
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
+
+
+def _log(v, gamma):
+    """The same log-decay for every token (B, T, H), none of it copied."""
+    sizes = checks.shape(v=(v, "B T H V"), gamma=(gamma, "H"))
+    checks.same_device(v=v, gamma=gamma)
+    if not gamma.is_cuda and not bool(((gamma >= 0) & (gamma <= 1)).all()):
+        raise ValueError(f"gamma must lie between 0 and 1, not be {gamma.tolist()}")
+    wide = torch.float64 if v.dtype == torch.float64 else torch.float32
+    return gamma.to(wide).log().expand(sizes["B"], sizes["T"], -1)
