@@ -10,6 +10,7 @@ from torch import Tensor
 
 from twofold.fast import checks
 from twofold.fast.linear_attention import simple_gla
+from twofold.fast.linear_attention._decay import constant
 
 __all__ = ["recurrent", "parallel", "chunked", "step", "decays", "rotate"]
 
@@ -18,22 +19,22 @@ def chunked(
     q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, S0: Tensor | None = None, chunk: int = 64, *, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Outputs `(B, T, H, V)` and final states `(B, H, K, V)`, with gradients for everything; packing as in `gla.chunked`."""
-    return simple_gla.chunked(q, k, v, _log(v, gamma), S0, chunk, cu_seqlens=cu_seqlens)
+    return simple_gla.chunked(q, k, v, constant(v, gamma, "gamma"), S0, chunk, cu_seqlens=cu_seqlens)
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, S0: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The definition, one token after the other."""
-    return simple_gla.recurrent(q, k, v, _log(v, gamma), S0)
+    return simple_gla.recurrent(q, k, v, constant(v, gamma, "gamma"), S0)
 
 
 def parallel(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, S0: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """All pairs of tokens at once: memory O(T² K)."""
-    return simple_gla.parallel(q, k, v, _log(v, gamma), S0)
+    return simple_gla.parallel(q, k, v, constant(v, gamma, "gamma"), S0)
 
 
 def step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
     """Absorb one token, `(B, Hq, K)`, `(B, H, V)`, then read: the output `(B, H, V)` and the new state, float32."""
-    return simple_gla.step(state, q, k, v, _log(v[:, None], gamma)[:, 0])
+    return simple_gla.step(state, q, k, v, constant(v[:, None], gamma, "gamma")[:, 0])
 
 
 def decays(H: int, *, device: torch.device | str | None = None) -> Tensor:
@@ -55,13 +56,3 @@ def rotate(x: Tensor, pos: Tensor, theta: Tensor | None = None) -> Tensor:
     cos, sin = angle.cos().to(wide.dtype), angle.sin().to(wide.dtype)
     a, b = wide[..., ::2], wide[..., 1::2]
     return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
-
-
-def _log(v, gamma):
-    """The same log-decay for every token (B, T, H), none of it copied."""
-    sizes = checks.shape(v=(v, "B T H V"), gamma=(gamma, "H"))
-    checks.same_device(v=v, gamma=gamma)
-    if not gamma.is_cuda and not bool(((gamma >= 0) & (gamma <= 1)).all()):
-        raise ValueError(f"gamma must lie between 0 and 1, not be {gamma.tolist()}")
-    wide = torch.float64 if v.dtype == torch.float64 else torch.float32
-    return gamma.to(wide).log().expand(sizes["B"], sizes["T"], -1)
