@@ -22,23 +22,23 @@ def chunked(
     q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6, S0: State | None = None, chunk: int = 64, *, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, State]:
     """Outputs `(B, T, H, V)` and final state, with gradients for everything; packing as in `gla.chunked`, states per sequence."""
-    return _divided(*diagonal_recurrence.run(q, k, _with_ones(v), None, _joined(v, S0), chunk, cu_seqlens), eps)
+    return _divided(diagonal_recurrence.run(q, k, _with_ones(v), None, _joined(v, S0), chunk, cu_seqlens), eps)
 
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6, S0: State | None = None) -> tuple[Tensor, State]:
     """The definition, one token after the other."""
-    return _divided(*gla.recurrent(q, k, _with_ones(v), None, _joined(v, S0)), eps)
+    return _divided(gla.recurrent(q, k, _with_ones(v), None, _joined(v, S0)), eps)
 
 
 def parallel(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6, S0: State | None = None) -> tuple[Tensor, State]:
     """All pairs of tokens at once: memory O(T² K)."""
-    return _divided(*gla.parallel(q, k, _with_ones(v), None, _joined(v, S0)), eps)
+    return _divided(gla.parallel(q, k, _with_ones(v), None, _joined(v, S0)), eps)
 
 
 def step(state: State, q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6) -> tuple[Tensor, State]:
     """Add one token, `(B, Hq, K)`, `(B, H, V)`, then read: the output `(B, H, V)` and the new state, float32."""
     checks.shape(v=(v, "B H V"))
-    return _divided(*gla.step(_joined(v, state), q, k, _with_ones(v), None), eps)
+    return _divided(gla.step(_joined(v, state), q, k, _with_ones(v), None), eps)
 
 
 def _with_ones(v):
@@ -53,8 +53,9 @@ def _joined(v, state):
     return torch.cat([state[0], state[1][..., None]], -1)
 
 
-def _divided(o, state, eps):
+def _divided(joined: tuple[Tensor, Tensor], eps: float) -> tuple[Tensor, State]:
     """The last column divides the others."""
+    o, state = joined
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, not {eps}")
     wide = o if o.dtype == torch.float64 else o.float()
