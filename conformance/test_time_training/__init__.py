@@ -1,0 +1,1 @@
+"""Test-time training: memories that learn while they are asked."""
