@@ -1,0 +1,168 @@
+"""TTT layers: both forms are one, gradients are gradients, and the simplest case is the delta rule."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from twofold.conformance import inputs
+from twofold.conformance.compare import exactly
+from twofold.spec.linear_attention import affine
+from twofold.spec.test_time_training import ttt
+
+KINDS = st.sampled_from(["plain", "normed"])
+SIZES = st.sampled_from([(0, 4), (1, 4), (4, 4), (5, 4), (17, 16), (18, 7)])  # tokens, mini-batch
+
+
+def problem(seed, T, batch, kind, D=5, V=None):
+    """q, k, v, eta, W, b, ln: moderate numbers, steps that differ from row to row and from column to column."""
+    rng = np.random.default_rng(seed)
+    V = D if kind == "normed" or V is None else V
+    q, k, v = (rng.standard_normal((T, n)) for n in (D, D, V))
+    eta = rng.random((T, batch)) / (2 * D)
+    W, b = rng.standard_normal((D, V)) / D, rng.standard_normal(V) / 4
+    return q, k, v, eta, W, b, (1 + rng.standard_normal(V) / 4, rng.standard_normal(V) / 4) if kind == "normed" else None
+
+
+def two_layers(seed, T, batch, kind, D=5, M=6):
+    q, k, v, eta, _, b2, ln = problem(seed, T, batch, kind, D)
+    rng = np.random.default_rng(seed + 1)
+    return q, k, v, eta, rng.standard_normal((D, M)) / 3, rng.standard_normal(M) / 4, rng.standard_normal((M, len(b2))) / 3, b2, ln
+
+
+def on_fast(form, q, k, v, eta, *weights_and_ln, batch, dtype="float32"):
+    *weights, ln = weights_and_ln
+    rows = [inputs.tensor(x[None, :, None], dtype) for x in (q, k, v, eta)]
+    weights = [inputs.tensor(x[None, None], "float32") for x in weights]
+    ln = None if ln is None else tuple(inputs.tensor(x[None], "float32") for x in ln)
+    o, after = form(*rows, *weights, ln, batch)
+    return inputs.array(o)[0, :, 0], *(inputs.array(x)[0, 0] for x in after)
+
+
+def near(actual, expected, what, units=2.0**-53):
+    """Within what a few hundred roundings of numbers of this size make of them: products of 18 tokens, a norm, a quotient."""
+    for one, other in zip(actual, expected, strict=True):
+        size = 1 + np.abs(other).max(initial=0)
+        assert np.abs(one - other).max(initial=0) <= 2**10 * units * size, what
+
+
+def flat(result):
+    return result[0], *result[1]
+
+
+@given(inputs.seeds, SIZES, KINDS)
+@example(0, (18, 7), "normed")
+@example(0, (18, 7), "plain")
+def test_the_dual_form_is_the_definition(fast, seed, sizes, kind):
+    """Batches that do not divide the text, steps that differ for every pair."""
+    T, batch = sizes
+    arguments = problem(seed, T, batch, kind)
+    expected = flat(ttt.primal(*arguments, batch))
+    near(flat(ttt.dual(*arguments, batch)), expected, "spec")
+    for form in (fast.dual, fast.primal):
+        near(on_fast(form, *arguments, batch=batch), expected, "fast", 2.0**-24)
+
+
+@given(inputs.seeds, SIZES, KINDS)
+@example(0, (18, 7), "normed")
+def test_two_layers_are_the_definition(fast, seed, sizes, kind):
+    arguments = two_layers(seed, *sizes, kind)
+    near(on_fast(fast.mlp, *arguments, batch=sizes[1]), flat(ttt.mlp(*arguments, sizes[1])), "fast", 2.0**-24)
+
+
+def loss_of(z_of, k, v, ln):
+    """Half the squared distance of f(k) to v, written out with PyTorch."""
+    z = z_of(k)
+    if ln is not None:
+        z = k + torch.nn.functional.layer_norm(z, z.shape[-1:], ln[0], ln[1], 1e-6)
+    return (z - v).square().sum() / 2
+
+
+@given(inputs.seeds, KINDS)
+def test_gradients_are_those_of_automatic_differentiation(seed, kind):
+    """In float64, for one layer and for two: weights after one batch with one step size are those of a step of gradient descent."""
+    T, step = 6, 0.05
+    wide = lambda x: torch.tensor(x, dtype=torch.float64)
+    q, k, v, _, W, b, ln = problem(seed, T, T, kind)
+    eta = np.full((T, T), step)
+    norm = None if ln is None else tuple(map(wide, ln))
+    leaves = [wide(W).requires_grad_(), wide(b).requires_grad_()]
+    slopes = torch.autograd.grad(loss_of(lambda x: x @ leaves[0] + leaves[1], wide(k), wide(v), norm), leaves)
+    for after, leaf, slope, moves in zip(ttt.primal(q, k, v, eta, W, b, ln, T)[1], leaves, slopes, (True, ln is not None), strict=True):
+        assert np.abs(after - (leaf - step * slope * moves).detach().numpy()).max() <= 1e-13
+    q, k, v, _, *weights, ln = two_layers(seed, T, T, kind)
+    norm = None if ln is None else tuple(map(wide, ln))
+    W1, b1, W2, b2 = leaves = [wide(x).requires_grad_() for x in weights]
+    model = lambda x: torch.nn.functional.gelu(x @ W1 + b1, approximate="tanh") @ W2 + b2
+    slopes = torch.autograd.grad(loss_of(model, wide(k), wide(v), norm), leaves)
+    for n, (after, leaf, slope) in enumerate(zip(ttt.mlp(q, k, v, eta, *weights, ln, T)[1], leaves, slopes, strict=True)):
+        moves = ln is not None or n % 2 == 0
+        assert np.abs(after - (leaf - step * slope * moves).detach().numpy()).max() <= 1e-13, n
+
+
+@given(inputs.seeds, st.integers(0, 12))
+def test_one_token_at_a_time_without_a_norm_is_the_delta_rule(seed, T):
+    """Exactly, on integers: beta is the step, and the core erases what it reads."""
+    rng = np.random.default_rng(seed)
+    q, k, v, W = (rng.integers(-1, 2, shape).astype(float) for shape in ((T, 3), (T, 3), (T, 2), (3, 2)))
+    eta = rng.integers(0, 2, (T, 1)).astype(float) * (rng.permutation(T) < 3)[:, None]
+    zero = np.zeros((T, 3))
+    expected = affine.recurrent(q, eta * k, v, zero, k, -eta * k, W)
+    o, (after, b) = ttt.primal(q, k, v, eta, W, batch=1)
+    exactly(o, expected[0], "outputs")
+    exactly(after, expected[1], "weights")
+    exactly(b, np.zeros(2), "a bias that is not given stays zero")
+
+
+@given(inputs.seeds, KINDS, st.integers(0, 3))
+def test_a_run_resumes_between_batches_and_the_future_does_not_matter(seed, kind, batches):
+    q, k, v, eta, W, b, ln = problem(seed, 18, 5, kind)
+    o, after = ttt.dual(q, k, v, eta, W, b, ln, 5)
+    at = 5 * batches
+    cut = lambda where: [x[where] for x in (q, k, v, eta)]
+    first, weights = ttt.dual(*cut(slice(0, at)), W, b, ln, 5)
+    second, last = ttt.dual(*cut(slice(at, None)), *weights, ln, 5)
+    near((np.concatenate([first, second]), *last), (o, *after), "resumed")
+    changed = [np.concatenate([x[:at], x[at:][::-1]]) for x in (q, k, v, eta)]
+    near((ttt.dual(*changed, W, b, ln, 5)[0][:at],), (o[:at],), "outputs before what changed")
+
+
+@given(inputs.seeds, st.lists(st.sampled_from([0, 1, 4, 9]), min_size=1, max_size=3), KINDS)
+def test_packed_sequences_have_batches_of_their_own(fast, seed, lengths, kind):
+    parts = [problem(seed + n, T, 4, kind) for n, T in enumerate(lengths)]
+    rows = [inputs.tensor(np.concatenate([part[i] for part in parts])[None, :, None], "float32") for i in range(4)]
+    W, b = (inputs.tensor(np.stack([part[i] for part in parts])[:, None], "float32") for i in (4, 5))
+    ln = parts[0][6]
+    norm = None if ln is None else tuple(inputs.tensor(x[None], "float32") for x in ln)
+    edges = inputs.tensor(np.concatenate([[0], np.cumsum(lengths)]), "int64")
+    o, after = fast.dual(*rows, W, b, norm, 4, cu_seqlens=edges)
+    begin = 0
+    for n, part in enumerate(parts):
+        expected = flat(ttt.primal(*part[:6], ln, 4))
+        actual = o[0, begin : begin + lengths[n], 0], after[0][n, 0], after[1][n, 0]
+        near([inputs.array(x) for x in actual], expected, f"sequence {n} of lengths {lengths}", 2.0**-24)
+        begin += lengths[n]
+
+
+def test_gradients_reach_everything(fast):
+    """Through a layer that learns by gradients: by finite differences, in float64."""
+    arguments = problem(0, 6, 4, "normed", D=3)
+    leaves = [inputs.tensor(x[None, :, None] if n < 4 else x[None, None], "float64").requires_grad_() for n, x in enumerate(arguments[:6])]
+    norm = [inputs.tensor(x[None], "float64").requires_grad_() for x in arguments[6]]
+    call = lambda *x: (lambda o, after: (o, *after))(*fast.dual(*x[:6], (x[6], x[7]), 4))
+    assert torch.autograd.gradcheck(call, (*leaves, *norm), fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"eta": torch.zeros(1, 5, 2, 3)}, "eta must"), ({"batch": 0}, "batch must"), ({"W": torch.zeros(1, 2, 4, 3)}, "W must"),
+        ({"ln": (torch.ones(2, 3), torch.ones(2, 3))}, "gamma must"), ({"k": torch.zeros(1, 4, 2, 4)}, "k must"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(fast, wrong, message):
+    shapes = {"q": (1, 5, 2, 4), "k": (1, 5, 2, 4), "v": (1, 5, 2, 4), "eta": (1, 5, 2, 16), "W": (1, 2, 4, 4)}
+    arguments = {name: torch.zeros(shape) for name, shape in shapes.items()} | wrong
+    with pytest.raises(ValueError, match=message):
+        fast.dual(**arguments)
