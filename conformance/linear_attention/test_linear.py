@@ -18,7 +18,7 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_the_future_does_not_matter,
     test_two_runs_give_the_same_bits,
 )
-from twofold.spec.linear_attention import affine, linear
+from twofold.spec.linear_attention import affine, linear, retnet
 
 NAMES = ("q", "k", "v")
 
@@ -108,12 +108,14 @@ def test_it_is_a_weighted_mean(T, seed):
 
 
 @given(st.integers(0, 20), inputs.seeds)
-def test_it_is_the_core_with_a_column_of_ones(T, seed):
+def test_it_is_the_core_and_retention_that_never_fades_with_a_column_of_ones(T, seed):
     """A row of the table of models, to the bit."""
     tokens = exact_tokens(np.random.default_rng(seed), T, 5, 3)
     q, k, v = tokens.values()
     zero = np.zeros((T, 5))
     both, state = affine.recurrent(q, k, np.concatenate([v, np.ones((T, 1))], axis=1), zero, zero, zero)
+    for one, two in zip(retnet.recurrent(q, k, np.concatenate([v, np.ones((T, 1))], axis=1), 1.0), (both, state), strict=True):
+        exactly(one, two, "retention that never fades")
     o, (S, z) = linear.recurrent(q, k, v, 1.0)
     exactly(o, both[:, :-1] / (both[:, -1:] + 1.0), "outputs")
     exactly(np.concatenate([S, z[:, None]], axis=1), state, "both sums")
