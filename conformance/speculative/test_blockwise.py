@@ -182,7 +182,7 @@ WRONG = {
     r"gamma \+ 1 = 3": dict(p=torch.zeros(2, 2, 4)),
     "p must have dtype": dict(p=torch.zeros(2, 3, 4, dtype=torch.float64)),
     "p must have .* V at least 1": dict(p=torch.zeros(2, 3, 0)),
-    "contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
+    "contiguous along its last axis": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
     "draft must have shape": dict(draft=torch.zeros(3, 2, dtype=torch.int64)),
     "draft must have dtype": dict(draft=torch.zeros(2, 2)),
     "lengths must have shape": dict(lengths=torch.zeros(3, dtype=torch.int64)),

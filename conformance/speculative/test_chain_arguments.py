@@ -94,7 +94,7 @@ with torch.device(target.device()):
         "accept must have shape": dict(accept=torch.zeros(2, 3)),
         "accept must have dtype": dict(accept=torch.zeros(2, 2, dtype=torch.float64)),
         "token must have shape": dict(token=torch.zeros(3)),
-        "contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
+        "contiguous along its last axis": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
         "go together": dict(token=None),
         "or a seed": dict(accept=None, token=None),
         "exclude a seed": dict(seed=1),

@@ -86,7 +86,8 @@ def test_lengths_are_clamped_and_empty_is_empty(fast):
     (dict(gumbel=torch.zeros(2, 2, 4), seed=None), "gumbel must have shape"),
     (dict(gumbel=HALF.half(), seed=None), "gumbel must have dtype"),
     (dict(lengths=torch.zeros(3).long()), "lengths must have shape"), (dict(position=torch.zeros(3).long()), "position must have shape"),
-    (dict(request=torch.zeros(2)), "request must have dtype"), (dict(p=torch.zeros(2, 4, 3).transpose(1, 2)), "contiguous along V"),
+    (dict(request=torch.zeros(2)), "request must have dtype"),
+    (dict(p=torch.zeros(2, 4, 3).transpose(1, 2)), "contiguous along its last axis"),
     (dict(p=HALF[:, :, :0]), "V at least 1"),
 ])  # fmt: skip
 def test_wrong_arguments_of_verify_are_named(fast, arguments, message):

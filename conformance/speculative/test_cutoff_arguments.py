@@ -71,7 +71,7 @@ WRONG = {
     "logits must be a tensor of shape": ("row", (LOGITS[0],)),
     "logits must have dtype": ("row", (LOGITS.double(),)),
     "V of 1": ("row", (LOGITS[:, :0],)),
-    "contiguous along V": ("statistics", (LOGITS.T,)),
+    "contiguous along its last axis": ("statistics", (LOGITS.T,)),
     r"T must lie in \[0, inf\)": ("row", (LOGITS, float("inf"))),
     r"T must lie in \[0, inf\), not -1": ("row", (LOGITS, -1)),
     "k must lie": ("row", (LOGITS, 1, -1)),

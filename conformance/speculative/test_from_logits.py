@@ -174,7 +174,8 @@ HALF, DRAFT = torch.zeros(2, 3, 4), torch.zeros(2, 2, dtype=torch.int64)
     (dict(draft=DRAFT.float()), "draft must have dtype"), (dict(draft_logits=HALF), "draft_logits must have"),
     (dict(draft_logits=HALF[:, :2].bfloat16()), "draft_logits must have the dtype"), (dict(T=-1), "T must lie"),
     (dict(k=torch.zeros(3)), "k must have shape"), (dict(seed=None), "give either"), (dict(lengths=torch.zeros(3).long()), "lengths must"),
-    (dict(logits=HALF.transpose(1, 2).contiguous().transpose(1, 2)), "contiguous along V"), (dict(accept=torch.zeros(2, 2)), "go together"),
+    (dict(logits=HALF.transpose(1, 2).contiguous().transpose(1, 2)), "contiguous along its last axis"),
+    (dict(accept=torch.zeros(2, 2)), "go together"),
 ])  # fmt: skip
 def test_wrong_arguments_are_named(fast, arguments, message):
     right = dict(logits=HALF, draft=DRAFT, draft_logits=None, seed=1)

@@ -171,7 +171,7 @@ with torch.device(target.device()):
         "p must have shape": dict(p=ZEROS[0]),
         r"draft must have shape \(B, gamma\) with B = 1": dict(p=ZEROS[:1]),
         "p must have dtype": dict(p=ZEROS.double()),
-        "p must be contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
+        "p must be contiguous along its last axis": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
         "draft must have shape": dict(draft=torch.zeros(2, dtype=torch.int64)),
         "draft must have dtype": dict(draft=torch.zeros(2, 2)),
         "draft must be a torch.Tensor": dict(draft=[[0, 0], [0, 0]]),

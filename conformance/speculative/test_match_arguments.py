@@ -88,7 +88,7 @@ with torch.device(target.device()):
         "parents must have the dtype": dict(parents=PARENTS.int()),
         "p must have dtype": dict(p=HALF.double()),
         "lengths must have shape": dict(lengths=torch.zeros(3, dtype=torch.int64)),
-        "contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
+        "contiguous along its last axis": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
         "token must have shape": dict(token=torch.zeros(2, 2)),
         "token must have dtype": dict(token=torch.zeros(2, 3, dtype=torch.float64)),
         "or a seed": dict(token=None),

@@ -95,7 +95,7 @@ with torch.device(target.device()):
         "parents must have the dtype": dict(parents=PARENTS.int()),
         "p must have dtype": dict(p=HALF.double(), q=HALF.double()),
         "lengths must have shape": dict(lengths=torch.zeros(3, dtype=torch.int64)),
-        "q must be contiguous along V": dict(q=torch.zeros(2, 4, 3).transpose(1, 2).expand(2, 3, 4)),
+        "q must be contiguous along its last axis": dict(q=torch.zeros(2, 4, 3).transpose(1, 2).expand(2, 3, 4)),
         "accept must have shape": dict(accept=torch.zeros(2, 3)),
         "token must have shape": dict(token=torch.zeros(2, 1)),
         "go together": dict(accept=None),

@@ -83,7 +83,7 @@ with torch.device(target.device()):
     WRONG = {
         "p must have shape": dict(p=HALF[0]),
         "p must have dtype": dict(p=HALF.double()),
-        "p must be contiguous along V": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
+        "p must be contiguous along its last axis": dict(p=torch.zeros(2, 4, 3).transpose(1, 2)),
         "p must have V at least 1": dict(p=HALF[:, :, :0]),
         "p must have room for the root": dict(p=HALF[:, :0], tokens=CHAIN[:, :0], parents=CHAIN[:, :0]),
         "tokens must have shape": dict(tokens=CHAIN[:, :2]),
