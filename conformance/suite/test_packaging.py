@@ -81,9 +81,9 @@ if ROOT:  # an installed wheel has no setup.py, no tools and no README
         assert readme.renewed(text) == text, "run `make readme`"
         assert readme.renewed(text.replace("attention.dense", "attention.sparse")) == text, "the check would not notice a stale table"
 
-    @pytest.mark.parametrize("number", range(4))
+    @pytest.mark.parametrize("number", range(5))
     def test_readme_code_runs(number):
         blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-        assert len(blocks) == 4
+        assert len(blocks) == 5
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # as a user has it
         subprocess.run([sys.executable, "-c", blocks[number]], env=environment, check=True)
