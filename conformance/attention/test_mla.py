@@ -168,6 +168,8 @@ def test_wrong_arguments_are_named(fast):
         (lambda: fast.absorb(qn, qr, c, kr, w_uk, w_uv, length=torch.ones(2, dtype=torch.int32, device=qn.device)), ValueError, "length"),
         (lambda: fast.queries(c, torch.arange(4), w_dq=w_uk[0], gain=c[0, 0, :8], w_uq=w_uv[:, :, :8], d_rope=17), ValueError, "d_rope"),
         (lambda: fast.compress(c, torch.arange(3), w_dkv=w_uk[0], gain=c[0, 0, :8], w_kr=w_uk[0]), ValueError, "pos"),
+        (lambda: fast.compress(c, torch.arange(4.0), w_dkv=w_uk[0], gain=c[0, 0, :8], w_kr=w_uk[0]), TypeError, "pos"),
+        (lambda: fast.compress(c, torch.arange(4), w_dkv=w_uk[0].double(), gain=c[0, 0, :8], w_kr=w_uk[0]), TypeError, "w_dkv"),
     ):
         with pytest.raises(error, match=name):
             call()

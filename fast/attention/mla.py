@@ -64,6 +64,7 @@ def compress(
 ) -> tuple[Tensor, Tensor]:
     """What tokens h (B, T, M) at positions pos (T,) or (B, T) leave in the cache: c (B, T, d_c) and kr (B, T, d_R)."""
     checks.shape(h=(h, "B T M"), w_dkv=(w_dkv, "d_c M"), gain=(gain, "d_c"), w_kr=(w_kr, "d_R M"))
+    checks.same(h=h, w_dkv=w_dkv, w_kr=w_kr)
     return _norm(h @ w_dkv.mT, gain, eps), _rope(h @ w_kr.mT, pos, base, interleaved)
 
 
@@ -73,6 +74,7 @@ def queries(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Queries of tokens h (B, T, M), unrotated (B, T, H, d_n) and rotated (B, T, H, d_R)."""
     checks.shape(h=(h, "B T M"), w_dq=(w_dq, "d_q M"), gain=(gain, "d_q"), w_uq=(w_uq, "H D d_q"))
+    checks.same(h=h, w_dq=w_dq, w_uq=w_uq)
     if not 0 <= d_rope <= w_uq.shape[1]:
         raise ValueError(f"d_rope must lie between 0 and the {w_uq.shape[1]} numbers of a query, not be {d_rope}")
     q = torch.einsum("btq,hdq->bhtd", _norm(h @ w_dq.mT, gain, eps), w_uq)
@@ -90,6 +92,8 @@ def _rope(x, pos, base, interleaved):
     """Turn pair i of row t (…, T, d) by the angle t base^(-2i/d), which is computed in float64: positions are large."""
     if x.shape[-1] % 2:
         raise ValueError(f"w_kr and d_rope must give an even number of rotated numbers, not {x.shape[-1]}")
+    if pos.is_floating_point():
+        raise TypeError(f"pos must hold integers, not {pos.dtype}")
     if pos.shape[-1] != x.shape[-2]:
         raise ValueError(f"pos must hold the positions of the {x.shape[-2]} tokens of h, not {tuple(pos.shape)}")
     pairs = x.shape[-1] // 2
