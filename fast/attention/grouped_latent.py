@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
-from twofold.fast.attention import flash
-from twofold.fast.attention._arguments import FLOATS, places, scale_or_default, share_heads, widths, window_bounds
-from twofold.fast.attention.mla import WIDEST, WIDEST_KEY, _norm, _rope
-from twofold.fast.kernels.split_attention import SIZE, split_attention
+from twofold.fast.attention import _latent, rope
+from twofold.fast.kernels.split_attention import SIZE
 
 __all__ = ["expand", "absorb", "compress"]
 
@@ -22,13 +20,7 @@ def expand(
     window: tuple[int | None, int | None] | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """qn (B, Tq, H, d_n), qr (B, Tq, H, d_R), c (B, Tk, h_c, d_c), kr (B, Tk, d_R) -> (B, Tq, H, d_v), and (B, H, Tq) in float32."""
-    sizes = _check(qn, qr, c, kr, w_uk, w_uv)
-    checks.shape(qn=(qn, "B Tq H d_n"), c=(c, "B Tk h_c d_c"), kr=(kr, "B Tk d_R"))
-    by_group = lambda w: w.unflatten(0, (sizes["h_c"], -1))  # (h_c, H / h_c, ·, d_c)
-    k = torch.einsum("btac,agnc->btagn", c, by_group(w_uk)).flatten(2, 3)  # (B, Tk, H, d_n)
-    v = torch.einsum("btac,agvc->btagv", c, by_group(w_uv)).flatten(2, 3).contiguous()
-    k = torch.cat([k, kr[:, :, None].expand(-1, -1, sizes["H"], -1)], 3)
-    return flash.forward(torch.cat([qn, qr], 3), k, v, scale=scale, causal=causal, window=window)
+    return _latent.expand(qn, qr, c, kr, w_uk, w_uv, scale=scale, causal=causal, window=window)
 
 
 def absorb(
@@ -40,23 +32,8 @@ def absorb(
     `length` (B,) is how many of the Tk tokens each sequence has; with `table` (B, n), c and kr are pools (n_blocks, page, …), and length is
     needed. Sequences are cut every `size` tokens.
     """
-    sizes = _check(qn, qr, c, kr, w_uk, w_uv)
-    left, right = window_bounds(causal, window)
-    if table is None:
-        checks.shape(qn=(qn, "B N H d_n"), c=(c, "B Tk h_c d_c"), kr=(kr, "B Tk d_R"))
-    else:
-        checks.shape(c=(c, "n_blocks page h_c d_c"), kr=(kr, "n_blocks page d_R"))
-    places(qn, length, table)
-    widths(sizes, 0, WIDEST, c="d_c")
-    widths(sizes, 0, WIDEST_KEY, kr="d_R")
-    checks.at_least(1, size=size)
-    scale = scale_or_default(scale, sizes["d_n"] + sizes["d_R"])
-    down = torch.einsum("bthn,hnc->bthc", qn, w_uk).contiguous()  # (B, N, H, d_c)
-    q_rest, k_rest = (qr, kr) if sizes["d_R"] else (None, None)
-    o, lse = split_attention(
-        down, c, None, q_rest=q_rest, k_rest=k_rest, table=table, length=length, size=size, left=left, right=right, scale=scale
-    )
-    return torch.einsum("bthc,hvc->bthv", o, w_uv), lse
+    options = {"scale": scale, "causal": causal, "window": window, "length": length, "table": table, "size": size}
+    return _latent.absorb(qn, qr, c, kr, w_uk, w_uv, **options)
 
 
 def compress(
@@ -65,17 +42,5 @@ def compress(
     """What tokens h (B, T, M) at positions pos (T,) or (B, T) leave in the cache: c (B, T, h_c, d_c) and kr (B, T, d_R)."""
     checks.shape(h=(h, "B T M"), w_dkv=(w_dkv, "h_c d_c M"), gain=(gain, "h_c d_c"), w_kr=(w_kr, "d_R M"))
     checks.same(h=h, w_dkv=w_dkv, w_kr=w_kr)
-    return _norm(torch.einsum("btm,acm->btac", h, w_dkv), gain, eps), _rope(h @ w_kr.mT, pos, base, interleaved)
-
-
-def _check(qn, qr, c, kr, w_uk, w_uv):
-    """Shapes that hold with and without pages."""
-    sizes = checks.shape(
-        qn=(qn, "B T H d_n"), qr=(qr, "B T H d_R"), c=(c, "rows tokens h_c d_c"), kr=(kr, "rows tokens d_R"),
-        w_uk=(w_uk, "H d_n d_c"), w_uv=(w_uv, "H d_v d_c"),
-    )  # fmt: skip
-    checks.same(qn=qn, qr=qr, c=c, kr=kr, w_uk=w_uk, w_uv=w_uv)
-    checks.dtypes(*FLOATS, qn=qn)
-    share_heads(sizes, "h_c", q="qn", k="c")
-    checks.contiguous(qr=qr, c=c, kr=kr)
-    return sizes
+    c = _latent.norm(torch.einsum("btm,acm->btac", h, w_dkv), gain, eps)
+    return c, rope.rotate(h @ w_kr.mT, pos, base=base, interleaved=interleaved)

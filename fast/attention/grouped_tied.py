@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
-from twofold.fast.attention import flash
+from twofold.fast.attention import flash, rope
 from twofold.fast.attention._arguments import FLOATS, places, scale_or_default, share_heads, widths, window_bounds
-from twofold.fast.attention.mla import WIDEST_KEY, _rope
+from twofold.fast.attention._latent import WIDEST_KEY
 from twofold.fast.kernels.split_attention import SIZE, split_attention
 
 __all__ = ["attention", "project", "queries", "cached"]
@@ -37,7 +37,7 @@ def project(
     if len(w_kr) > w_x.shape[1]:
         raise ValueError(f"w_kr must give at most the {w_x.shape[1]} channels of a key, not {len(w_kr)}")
     x = torch.einsum("btm,kdm->btkd", h, w_x)
-    kr = _rope(h @ w_kr.mT, pos, base, interleaved)
+    kr = rope.rotate(h @ w_kr.mT, pos, base=base, interleaved=interleaved)
     return torch.cat([x[..., : x.shape[3] - kr.shape[2]], kr[:, :, None].expand(-1, -1, x.shape[2], -1)], 3), x
 
 
@@ -49,10 +49,9 @@ def queries(
     checks.same(h=h, w_q=w_q)
     if not 0 <= d_rope <= w_q.shape[1]:
         raise ValueError(f"d_rope must lie between 0 and the {w_q.shape[1]} channels of a query, not be {d_rope}")
-    q = torch.einsum("btm,hdm->bhtd", h, w_q)
+    q = torch.einsum("btm,hdm->bthd", h, w_q)
     kept, turned = q.split([q.shape[3] - d_rope, d_rope], 3)
-    pos = pos if pos.ndim == 1 else pos[:, None]  # for every head
-    return torch.cat([kept, _rope(turned, pos, base, interleaved)], 3).transpose(1, 2).contiguous()
+    return torch.cat([kept, rope.rotate(turned, pos, base=base, interleaved=interleaved)], 3)
 
 
 def cached(

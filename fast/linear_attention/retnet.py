@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
+from twofold.fast.attention import rope
 from twofold.fast.linear_attention import simple_gla
 from twofold.fast.linear_attention._decay import constant
 
@@ -44,15 +45,5 @@ def decays(H: int, *, device: torch.device | str | None = None) -> Tensor:
 
 
 def rotate(x: Tensor, pos: Tensor, theta: Tensor | None = None) -> Tensor:
-    """Turn the pair (2i, 2i+1) of x `(B, T, H, K)` by pos theta_i, for positions `(T,)` or `(B, T)`; angles are computed in float64."""
-    sizes = checks.shape(x=(x, "B T H K"), pos=(pos, "T" if pos.ndim == 1 else "B T"))
-    if sizes["K"] % 2:
-        raise ValueError(f"x must have an even number of channels, not {sizes['K']}")
-    pairs = sizes["K"] // 2
-    if theta is None:
-        theta = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device=x.device) / max(pairs, 1))
-    angle = (pos.double()[..., None] * theta.double())[..., None, :]  # (…, T, 1, K / 2)
-    wide = x if x.dtype == torch.float64 else x.float()
-    cos, sin = angle.cos().to(wide.dtype), angle.sin().to(wide.dtype)
-    a, b = wide[..., ::2], wide[..., 1::2]
-    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2).to(x.dtype)
+    """Turn the pair (2i, 2i+1) of x `(B, T, H, K)` by pos theta_i, for positions `(T,)` or `(B, T)`: `attention.rope.rotate`."""
+    return rope.rotate(x, pos, theta=theta, interleaved=True)

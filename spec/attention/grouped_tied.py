@@ -17,13 +17,12 @@ q = [\,q_{1 \dots d-d_R};\; \text{rope}(q_{d-d_R+1 \dots d})\,].$$
 | `q`, `k`, `v` | | `(H, Nq, d)`, `(H_kv, Nk, d)` twice | as in `attention.grouped` |
 
 Deviations: none known; the section number is from memory.
-Derives from: attention.grouped
+Derives from: attention.grouped, attention.rope
 """
 
 import numpy as np
 
-from twofold.spec.attention import grouped
-from twofold.spec.attention.mla import _rope
+from twofold.spec.attention import grouped, rope
 
 __all__ = ["attention", "project", "queries", "cached"]
 
@@ -45,14 +44,15 @@ def project(h, pos, *, w_x, w_kr, base=1e4, interleaved=False):
     ([1.0, 2.0, 2.702, 4.207], [1.0, 2.0, 5.0, 0.0])
     """
     x = np.stack([h @ w.T for w in w_x])                              # (H_kv, N, d)
-    return _keys(x, _rope(h @ w_kr.T, pos, base, interleaved)), x
+    return _keys(x, rope.rotate(h @ w_kr.T, pos, base=base, interleaved=interleaved)), x
 
 
 def queries(h, pos, *, w_q, d_rope, base=1e4, interleaved=False):
     """Queries of every head `(H, N, d)`, the last `d_rope` channels rotated."""
     q = np.stack([h @ w.T for w in w_q])
     kept = q.shape[2] - d_rope
-    return np.concatenate([q[:, :, :kept], np.stack([_rope(x, pos, base, interleaved) for x in q[:, :, kept:]])], axis=2)
+    turned = np.stack([rope.rotate(x, pos, base=base, interleaved=interleaved) for x in q[:, :, kept:]])
+    return np.concatenate([q[:, :, :kept], turned], axis=2)
 
 
 def cached(q, x, kr, *, mask=None, scale=None):

@@ -25,12 +25,12 @@ into queries and output. Then all heads attend the latents themselves, as one ke
 Deviations: heads are explicit. RoPE turns the pairs (2i, 2i + 1), as the released model does, or (i, i + d/2) with `interleaved=False`;
 norms stand where the released model has them (the report mentions them in its hyperparameters). `seesaw` is not in the report: it is the
 schedule of two tiles and two halves of the output that FlashMLA describes, for an output too wide for one group of threads.
-Derives from: attention.dense, attention.flash
+Derives from: attention.dense, attention.flash, attention.rope
 """
 
 import numpy as np
 
-from twofold.spec.attention import dense
+from twofold.spec.attention import dense, rope
 
 __all__ = ["expand", "absorb", "compress", "queries", "seesaw"]
 
@@ -58,7 +58,7 @@ def absorb(qn, qr, c, kr, w_uk, w_uv, *, mask=None, scale=None):
 
 def compress(h, pos, *, w_dkv, gain, w_kr, base=1e4, eps=1e-6, interleaved=True):
     """What a token leaves in the cache: `c` `(N, d_c)` and `kr` `(N, d_R)`."""
-    return _norm(h @ w_dkv.T, gain, eps), _rope(h @ w_kr.T, pos, base, interleaved)
+    return _norm(h @ w_dkv.T, gain, eps), rope.rotate(h @ w_kr.T, pos, base=base, interleaved=interleaved)
 
 
 def queries(h, pos, *, w_dq, gain, w_uq, d_rope, base=1e4, eps=1e-6, interleaved=True):
@@ -66,7 +66,7 @@ def queries(h, pos, *, w_dq, gain, w_uq, d_rope, base=1e4, eps=1e-6, interleaved
     latent = _norm(h @ w_dq.T, gain, eps)                             # (N, d_q)
     q = np.stack([latent @ w.T for w in w_uq])                        # (H, N, d_n + d_R)
     split = q.shape[2] - d_rope
-    return q[:, :, :split], np.stack([_rope(each, pos, base, interleaved) for each in q[:, :, split:]])
+    return q[:, :, :split], np.stack([rope.rotate(each, pos, base=base, interleaved=interleaved) for each in q[:, :, split:]])
 
 
 def seesaw(q, k, v, *, block, mask=None, scale=None):
@@ -98,12 +98,3 @@ def _against(s, m):
 
 def _norm(x, gain, eps):
     return gain * (x / np.sqrt(np.mean(x * x, axis=1) + eps)[:, None])
-
-
-def _rope(x, pos, base, interleaved):
-    """Turn pair i of row t by the angle t base^(-2i/d)."""
-    pairs = x.shape[1] // 2
-    angle = pos[:, None] * base ** (-np.arange(pairs) / max(pairs, 1))[None, :]  # (N, d/2)
-    a, b = (x[:, ::2], x[:, 1::2]) if interleaved else (x[:, :pairs], x[:, pairs:])
-    a, b = a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)
-    return np.stack([a, b], axis=2).reshape(x.shape) if interleaved else np.concatenate([a, b], axis=1)

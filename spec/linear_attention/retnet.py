@@ -19,10 +19,12 @@ far apart its tokens are. Each head has its rate: $\gamma_h = 1 - 2^{-5-h}$, a h
 Deviations: the paper divides scores by root K, rows of D by the root of their sum, and rows by max(|sum|, 1); a norm per head follows,
 which does not see any of these factors, so they are not here. Powers of gamma are made from its logarithm, and gamma = 0 is allowed.
 Equation numbers are from memory.
-Derives from: linear_attention.simple_gla (g = log gamma).
+Derives from: linear_attention.simple_gla (g = log gamma), attention.rope.
 """
 
 import numpy as np
+
+from twofold.spec.attention import rope
 
 __all__ = ["recurrent", "parallel", "chunked", "step", "decays", "rotate"]
 
@@ -82,12 +84,7 @@ def rotate(x, pos, theta=None):
     >>> np.round(rotate(np.array([[1.0, 0.0]]), np.array([2]), np.array([np.pi / 4])), 12).tolist()    # a quarter turn
     [[0.0, 1.0]]
     """
-    pairs = x.shape[1] // 2
-    theta = 10000.0 ** (-np.arange(pairs) / max(pairs, 1)) if theta is None else theta
-    angle = pos[:, None] * theta[None, :]
-    a, b = x[:, ::2], x[:, 1::2]
-    turned = a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)
-    return np.stack(turned, axis=2).reshape(x.shape)
+    return rope.rotate(x, pos, theta=theta, interleaved=True)
 
 
 def _power(gamma, n):
