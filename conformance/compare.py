@@ -1,4 +1,5 @@
-"""When two results agree: `exactly` demands the same bits, `agree` holds four checks of a derived bound.
+"""When two results agree: `exactly` demands the same bits, `agree` holds four checks of a derived bound, and `coincide` holds two texts
+of one function to both their bounds.
 
 - `worst`: every element within the deterministic bound; holds for any input.
 - `spread`: every element within six standard deviations of the independent-roundings model; `rms`: so is each row's root mean
@@ -18,7 +19,7 @@ import numpy as np
 
 from twofold.conformance.rounding import Rounded
 
-__all__ = ["SIGMAS", "agree", "checks", "exactly", "observed"]
+__all__ = ["SIGMAS", "agree", "checks", "coincide", "exactly", "observed"]
 
 SIGMAS = 6.0  # 2e-9 of the draws of a normal law lie outside
 
@@ -81,6 +82,11 @@ def agree(actual: Any, expected: Rounded, what: str = "output", *, independent: 
             if not np.array_equal(output, actual, equal_nan=True):
                 seen = any(not np.max(ratio) <= 1 for ratio in checks(output, expected, independent).values())
                 observed.teeth[name] = observed.teeth.get(name, False) or seen
+
+
+def coincide(one: Rounded, other: Rounded, what: str = "output") -> None:
+    """Two texts of one function, each run on rounding-error arrays: results no farther apart than both their errors."""
+    agree(one.value, Rounded(other.value, one.error + other.error, precision=other.precision), what)
 
 
 def checks(actual: np.ndarray, expected: Rounded, independent: bool) -> dict[str, np.ndarray]:

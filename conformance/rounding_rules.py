@@ -27,9 +27,10 @@ COMPARISONS = {
 
 def _power(value, v, e, unit):
     exponent = np.unique(v[1])
-    if np.any(e[1] > 0) or exponent.size != 1 or exponent[0] != 2:
-        raise TypeError("numpy.power has a rounding rule for squares only")
-    return 2 * np.abs(v[0]) * e[0] + e[0] ** 2
+    if np.any(e[1] > 0) or exponent.size != 1 or exponent[0] not in (2, 3):
+        raise TypeError("numpy.power has a rounding rule for squares and cubes only")
+    size, n = np.abs(v[0]), int(exponent[0])
+    return e[0] * sum((size + e[0]) ** i * size ** (n - 1 - i) for i in range(n)) + (n - 2) * unit * np.abs(value)
 
 
 # ufunc: slopes of the result in each operand (for the variance), the bound from the operands' errors, roundings that the operation adds
@@ -72,8 +73,10 @@ ELEMENTWISE: dict[Any, tuple[Callable, Callable, float]] = {
         lambda r, v, e, u: e[0] * (1 - np.tanh(np.maximum(np.abs(v[0]) - e[0], 0)) ** 2) + 4 * u * np.minimum(np.abs(v[0]), 1),
         ULPS,
     ),
+    np.sin: (lambda r, a: (np.cos(a),), lambda r, v, e, u: np.minimum(e[0], 2), ULPS),
+    np.cos: (lambda r, a: (np.sin(a),), lambda r, v, e, u: np.minimum(e[0], 2), ULPS),
     np.square: (lambda r, a: (2 * a,), lambda r, v, e, u: 2 * np.abs(v[0]) * e[0] + e[0] ** 2, 1),
-    np.power: (lambda r, a, b: (2 * a, 0), _power, 1),
+    np.power: (lambda r, a, b: (b * a ** (b - 1), 0), _power, 1),
 }
 
 

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from twofold.conformance import inputs
 from twofold.conformance.attention.decoding import pools
 from twofold.conformance.attention.problems import visible
-from twofold.conformance.compare import agree, exactly
+from twofold.conformance.compare import agree, coincide, exactly
 from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.attention import grouped, grouped_tied
 
 SIZES = st.sampled_from([(1, 1, 16, 8), (4, 2, 16, 8), (6, 2, 33, 16), (3, 1, 8, 0), (2, 2, 8, 8)])  # H, Hkv, d, d_R
+exact64 = Precision("float64", "float64")
 OPTIONS = st.sampled_from([{}, {"causal": True}, {"causal": True, "window": (5, None)}])
 
 
@@ -70,22 +71,29 @@ def test_projections_agree_with_the_definition(fast, seed, sizes, interleaved, f
 def test_only_differences_of_positions_count(seed, sizes, interleaved, shift):
     ask, keep = projections(seed, sizes)
     (h,) = inputs.values("normal", [(6, 12)], seed + 1)
-    results = []
-    for pos in (np.arange(6), np.arange(6) + shift, np.arange(6)[::-1]):
+
+    def attend(h, pos):
         k, v = grouped_tied.project(h, pos, **keep, interleaved=interleaved)
-        results.append(grouped_tied.attention(grouped_tied.queries(h, pos, **ask, interleaved=interleaved), k, v)[0])
-    tolerance = 2.0**-53 * 2**12 * (1 + shift) * np.abs(results[0]).max()  # of float64 angles, which are as large as the shift
-    assert np.abs(results[1] - results[0]).max() <= tolerance
-    assert (np.abs(results[2] - results[0]).max() <= tolerance) == (sizes[3] == 0)
+        return grouped_tied.attention(grouped_tied.queries(h, pos, **ask, interleaved=interleaved), k, v)[0]
+
+    pos = np.arange(6.0)  # as real numbers, so that the rounding of angles, which are as large as the shift, is in the bound
+    here, later, back = (bounded(attend, h, at, precision=exact64) for at in (pos, pos + shift, pos[::-1]))
+    coincide(later, here, "later by the same")
+    assert np.all(np.abs(back.value - here.value) <= back.error + here.error) == (sizes[3] == 0)
 
 
 @given(inputs.seeds, st.integers(2, 9))
 def test_a_number_added_to_all_states_moves_more_than_the_output(seed, n_k):
     """For untied values it would be added to the output and nothing else; here it is in the keys, too, and each query sees it alike."""
     q, x, kr = arrays(seed, (2, 1, 16, 8), 3, n_k)
-    (o, lse), (moved, above) = grouped_tied.cached(q, x, kr), grouped_tied.cached(q, x + 1, kr)
-    scores = np.sum(q[:, :, :8], axis=2) / 4
-    assert np.allclose(above - lse, scores, rtol=0, atol=1e-12) and np.allclose(moved, o + 1, rtol=0, atol=1e-12)
+    moved = bounded(lambda q, x, kr: grouped_tied.cached(q, x + 1, kr), q, x, kr, precision=exact64)
+
+    def by_hand(q, x, kr):
+        o, lse = grouped_tied.cached(q, x, kr)
+        return o + 1, lse + np.sum(q[:, :, :8], axis=2) / 4
+
+    for one, other, what in zip(moved, bounded(by_hand, q, x, kr, precision=exact64), ("output", "log-sum-exp"), strict=True):
+        coincide(one, other, what)
 
 
 @given(inputs.seeds, SIZES, st.sampled_from([1, 5, 17]), st.sampled_from([1, 17, 40]), OPTIONS, st.sampled_from(["float32", "bfloat16"]))

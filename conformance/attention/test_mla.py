@@ -10,7 +10,7 @@ from twofold.conformance import inputs
 from twofold.conformance.attention import field
 from twofold.conformance.attention.decoding import pools
 from twofold.conformance.attention.problems import visible
-from twofold.conformance.compare import agree, exactly
+from twofold.conformance.compare import agree, coincide, exactly
 from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.attention import flash, mla
 
@@ -64,13 +64,15 @@ def test_only_differences_of_positions_count(seed, sizes, interleaved, shift):
     down, up = projections(seed, sizes)
     (h,) = inputs.values("normal", [(6, 12)], seed + 1)
     *_, w_uk, w_uv = arrays(seed + 2, sizes, 1, 1)
-    results = []
-    for pos in (np.arange(6), np.arange(6) + shift, np.arange(6)[::-1]):
+
+    def attend(h, pos):
         cache = mla.compress(h, pos, **down, interleaved=interleaved)
-        results.append(mla.absorb(*mla.queries(h, pos, **up, interleaved=interleaved), *cache, w_uk, w_uv)[0])
-    tolerance = 2.0**-53 * 2**12 * (1 + shift) * np.abs(results[0]).max()  # of float64 angles, which are as large as the shift
-    assert np.abs(results[1] - results[0]).max() <= tolerance
-    assert (np.abs(results[2] - results[0]).max() <= tolerance) == (sizes[3] == 0)
+        return mla.absorb(*mla.queries(h, pos, **up, interleaved=interleaved), *cache, w_uk, w_uv)[0]
+
+    pos = np.arange(6.0)  # as real numbers, so that the rounding of angles, which are as large as the shift, is in the bound
+    here, later, back = (bounded(attend, h, at, precision=exact64) for at in (pos, pos + shift, pos[::-1]))
+    coincide(later, here, "later by the same")
+    assert np.all(np.abs(back.value - here.value) <= back.error + here.error) == (sizes[3] == 0)
 
 
 def test_rotations_by_hand():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
-from twofold.conformance.rounding import Precision, bounded
+from twofold.conformance.rounding import Precision, Rounded, bounded
 from twofold.spec.attention import rope
 
 exact64 = Precision("float64", "float64")
@@ -25,13 +25,16 @@ def test_a_pair_is_a_complex_number_times_a_unit(seed, d, interleaved, first, ba
     """An independent form: (a + ib) e^(i n theta), with theta by a power of the base. It also tells the direction."""
     x, pos = rows(seed, 5, d), np.arange(5) + first
     a, b = (x[:, ::2], x[:, 1::2]) if interleaved else np.split(x, 2, axis=1)
-    units = np.exp(1j * np.outer(pos, [base ** (-2 * i / d) for i in range(d // 2)]))
+    theta = np.array([base ** (-2 * i / d) for i in range(d // 2)])
+    units = np.exp(1j * np.outer(pos, theta))
     turned = (a + 1j * b) * units.reshape(a.shape)
     expected = np.empty_like(x)
     where = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, d // 2), slice(d // 2, None))
     expected[:, where[0]], expected[:, where[1]] = turned.real, turned.imag
-    bound = bounded(rope.rotate, x, pos, precision=exact64, base=base, interleaved=interleaved)
-    assert np.all(np.abs(expected - bound.value) <= 2 * bound.error), "both round: once each"
+    powers = Rounded(theta, 4 * 2.0**-53 * theta, precision=exact64)  # two units in the last place, as of any elementary function
+    error = bounded(rope.rotate, x, pos.astype(float), precision=exact64, theta=powers, interleaved=interleaved).error
+    own = rope.rotate(x, pos, base=base, interleaved=interleaved)
+    agree(own, Rounded(expected, 2 * error, precision=exact64), "turned, where both round")
 
 
 @given(inputs.seeds, layouts, st.integers(0, 40), st.integers(0, 40))

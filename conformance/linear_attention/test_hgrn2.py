@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
-from twofold.conformance.compare import exactly
+from twofold.conformance.compare import agree, coincide, exactly
 from twofold.conformance.linear_attention import battery
 from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws that hold here
     test_a_log_decay_of_minus_infinity_begins_anew,
@@ -17,8 +17,10 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_the_future_does_not_matter,
     test_two_runs_give_the_same_bits,
 )
+from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.linear_attention import affine, gla, hgrn2
 
+exact64 = Precision("float64", "float64")
 NAMES = ("q", "g", "v")  # as the laws call them: the forget gates stand for g, the inputs for v
 
 
@@ -63,12 +65,17 @@ def test_it_is_gated_linear_attention_and_the_core_with_keys_of_one_minus_the_ga
     """Rows of the table of models, in float64; and the gate written out is the gate in logarithms."""
     rng = np.random.default_rng(seed)
     q, f, i, S0 = rng.standard_normal((T, 5)), 3 * rng.standard_normal((T, 5)), rng.standard_normal((T, 3)), rng.standard_normal((5, 3))
-    alpha = lb + (1 - lb) / (1 + np.exp(-f))
-    g, k, zero = np.log(alpha), 1 - alpha, np.zeros((T, 5))
-    own = hgrn2.recurrent(q, f, i, lb, S0)
-    for other in (gla.recurrent(q, k, i, g, S0), affine.recurrent(q, k, i, g, zero, zero, S0)):
-        for one, two in zip(own, other, strict=True):
-            assert np.allclose(one, two, rtol=0, atol=1e-13 * (1 + T))
+
+    def by_hand(q, f, i, S0, recurrent, *more):
+        alpha = lb + (1 - lb) / (1 + np.exp(-f))
+        return recurrent(q, 1 - alpha, i, np.log(alpha), *more, S0)
+
+    zero = np.zeros((T, 5))
+    own = bounded(hgrn2.recurrent, q, f, i, lb, S0, precision=exact64)
+    for form in ((gla.recurrent,), (affine.recurrent, zero, zero)):
+        other = bounded(by_hand, q, f, i, S0, *form, precision=exact64)
+        for one, two, what in zip(own, other, ("outputs", "state"), strict=True):
+            coincide(one, two, what)
 
 
 @given(inputs.seeds, st.integers(1, 30), st.sampled_from([0.0, 0.5]))
@@ -87,7 +94,7 @@ def test_lower_bounds_rise_from_nothing(fast, seed, layers):
     (gamma,) = inputs.values("normal", [(layers, 4)], seed, "float32")
     bounds = hgrn2.lower_bounds(gamma)
     assert np.all(bounds[0] == 0) and np.all(np.diff(bounds, axis=0) > 0) and np.all(bounds < 1)
-    assert np.abs(inputs.array(fast.lower_bounds(inputs.tensor(gamma, "float32"))) - bounds).max() <= 2.0**-20
+    agree(fast.lower_bounds(inputs.tensor(gamma, "float32")), bounded(hgrn2.lower_bounds, gamma, precision=Precision("float32")))
     f = np.random.default_rng(seed).standard_normal((50, 4)) * 20
     for bound in bounds:
         assert np.all(np.exp(hgrn2.log_forget(f, bound)) >= bound * (1 - 1e-15))

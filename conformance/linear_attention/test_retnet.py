@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from twofold.conformance import inputs
-from twofold.conformance.compare import exactly
+from twofold.conformance.compare import coincide, exactly
 from twofold.conformance.linear_attention import battery
 from twofold.conformance.linear_attention.battery import few
 from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws that hold here
@@ -18,8 +18,10 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_the_matrix_is_lower_triangular,
     test_two_runs_give_the_same_bits,
 )
+from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.linear_attention import affine, retnet, simple_gla
 
+exact64 = Precision("float64", "float64")
 NAMES = ("q", "k", "v")
 
 
@@ -69,12 +71,11 @@ def test_it_is_the_core_and_simple_gated_linear_attention_with_constant_decay(ca
     gamma = 1 - 2.0 ** -(1 + case.seed % 9)
     g = np.full(case.T, np.log(gamma))
     spread = np.repeat(g[:, None], case.K, axis=1)
-    own = retnet.recurrent(*tokens.values(), gamma, S0)
-    size = retnet.recurrent(*map(np.abs, tokens.values()), gamma, np.abs(S0))
+    own = bounded(retnet.recurrent, *tokens.values(), gamma, S0, precision=exact64)
     zero = 0 * tokens["k"]
-    for other in (simple_gla.recurrent(*tokens.values(), g, S0), affine.recurrent(*tokens.values(), spread, zero, zero, S0)):
-        for one, two, most in zip(own, other, size, strict=True):
-            assert np.all(np.abs(one - two) <= 4 * case.T * 2.0**-53 * most)
+    for form, *more in ((simple_gla.recurrent, g, S0), (affine.recurrent, spread, zero, zero, S0)):
+        for one, two, what in zip(own, bounded(form, *tokens.values(), *more, precision=exact64), ("outputs", "state"), strict=True):
+            coincide(one, two, what)
 
 
 def test_horizons_double_from_head_to_head():

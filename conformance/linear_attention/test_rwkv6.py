@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
-from twofold.conformance.compare import exactly
+from twofold.conformance.compare import agree, exactly
 from twofold.conformance.linear_attention import battery
 from twofold.conformance.linear_attention.battery import few
 from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws that hold here
@@ -20,8 +20,10 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_the_matrix_is_lower_triangular,
     test_two_runs_give_the_same_bits,
 )
+from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.linear_attention import affine, gla, rwkv6
 
+exact64 = Precision("float64", "float64")
 NAMES = ("q", "k", "v", "g")  # as the laws call them: receptances stand for q
 
 
@@ -100,13 +102,13 @@ def test_mixes_agree_with_the_definition_and_resume(fast, seed, T, continued):
     x, last, mu_x = inputs.values("normal", [(T, D), (D,), (D,)], seed, "float32")
     mu, A, B = inputs.values("normal", [(5, D), (D, 5 * R), (5, R, D)], seed + 1, "float32")
     before = last if continued else np.zeros(D)
-    expected = rwkv6.mix(x, mu_x, mu, A, B, before)
+    expected = bounded(rwkv6.mix, x, mu_x, mu, A, B, before, precision=Precision("float32"))
     tensors = [inputs.tensor(y, "float32") for y in (x[None], mu_x, mu, A, B)]
     actual = fast.mix(*tensors, inputs.tensor(last[None], "float32") if continued else None)
-    assert np.abs(inputs.array(actual)[:, 0] - expected).max(initial=0) <= 2.0**-24 * 2**7 * (1 + np.abs(expected).max(initial=0))
+    agree(actual[:, 0], expected, "mixes")
     rows = np.concatenate([before[None], x])
     for share in (0.0, 1.0):
         exactly(rwkv6.mix(x, mu_x, np.full((5, D), share), 0 * A, B, before)[2], x + (rows[:-1] - x) * share, f"a share of {share}")
     for cut in range(T + 1):
         parts = rwkv6.mix(x[:cut], mu_x, mu, A, B, before), rwkv6.mix(x[cut:], mu_x, mu, A, B, rows[cut])
-        assert np.abs(np.concatenate(parts, axis=1) - expected).max(initial=0) <= 1e-14 * (1 + np.abs(expected).max(initial=0)), cut
+        agree(np.concatenate(parts, axis=1), bounded(rwkv6.mix, x, mu_x, mu, A, B, before, precision=exact64), f"cut at {cut}")

@@ -98,7 +98,7 @@ def test_bound_covers_inputs_that_move_by_one_unit_roundoff(regime, seed):
     assert np.all(bounded(attention, q, k, v, **exact).error <= bound)
 
 
-ELEMENTARY = ["exp", "log", "tanh", "sqrt", "log1p", "expm1", "square", "reciprocal"]
+ELEMENTARY = ["exp", "log", "tanh", "sqrt", "log1p", "expm1", "square", "reciprocal", "sin", "cos"]
 
 
 @pytest.mark.parametrize("name", ELEMENTARY)
@@ -108,6 +108,13 @@ def test_elementary_functions_cover_their_float32_versions(name):
     moved = x * (1 + np.random.default_rng(0).uniform(-0.9, 0.9, 500) * 2.0**-20)
     expected = getattr(np, name)(Rounded(x, np.abs(x) * 2.0**-20, precision=Precision("float32")))
     assert np.all(np.abs(getattr(torch, name)(torch.from_numpy(moved).float()).double().numpy() - expected.value) <= expected.error)
+
+
+def test_cubes_cover_three_factors_in_float32():
+    x = inputs.values("normal", [(500,)], 3, "float32")[0]
+    moved = (x * (1 + np.random.default_rng(0).uniform(-0.9, 0.9, 500) * 2.0**-20)).astype(np.float32)
+    expected = Rounded(x, np.abs(x) * 2.0**-20, precision=Precision("float32")) ** 3
+    assert np.all(np.abs((moved * moved * moved).astype(float) - expected.value) <= expected.error)
 
 
 @given(inputs.seeds, st.integers(1, 40))
@@ -137,7 +144,7 @@ def test_what_is_unbounded_stays_unbounded():
 def test_an_operation_without_a_rule_is_an_error():
     x = Rounded(np.ones(3), precision=Precision("float32"))
     into = lambda x: np.add(x, x, out=np.ones(3))
-    for operation in (np.sin, np.rint, np.floor, lambda x: np.power(x, 3), np.median, np.linalg.inv, into):
+    for operation in (np.arctan, np.rint, np.floor, lambda x: np.power(x, 4), np.median, np.linalg.inv, into):
         with pytest.raises(TypeError, match="rounding rule"):
             operation(x)
     with pytest.raises(TypeError):
