@@ -223,7 +223,7 @@ _FUNCTIONS: dict[Any, Callable] = {
     function: _moves(function)
     for function in (
         np.reshape, np.swapaxes, np.transpose, np.moveaxis, np.tril, np.triu, np.flip, np.repeat, np.tile, np.expand_dims, np.squeeze,
-        np.broadcast_to, np.take, np.roll, np.diagonal, np.ravel,
+        np.broadcast_to, np.take, np.roll, np.diag, np.diagonal, np.ravel,
     )
 }  # fmt: skip
 _FUNCTIONS |= {function: _joins(function) for function in (np.stack, np.concatenate)}

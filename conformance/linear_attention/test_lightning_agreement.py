@@ -10,7 +10,7 @@ from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.linear_attention.battery import few
 from twofold.conformance.linear_attention.test_retnet_agreement import by_logarithm, real
-from twofold.conformance.rounding import Precision, bounded
+from twofold.conformance.rounding import Precision, Rounded, bounded
 from twofold.spec.linear_attention import gla, lightning
 
 
@@ -64,9 +64,11 @@ def test_heads_have_rates_of_their_own(fast, seed):
     v, lam = rng.integers(-2, 3, (1, 9, 3, 3)).astype(float), np.array([1.0, 0.5, 0.25])
     o, states = fast.chunked(*(inputs.tensor(x, "float32") for x in (q, k, v, lam)), block=16)
     for h in range(3):
-        output, state = lightning.recurrent(q[0, :, 0], k[0, :, 0], v[0, :, h], lam[h])
-        for actual, expected in ((o[0, :, h], output), (states[0, h], state)):
-            assert np.abs(inputs.array(actual) - expected).max() <= 2.0**-18, f"head {h}"  # ten powers of a logarithm, 4 × 9 × 5 at most
+        S0, contract = np.zeros((5, 3)), Precision("float32", operand="tf32x3")
+        expected = bounded(by_logarithm, gla.chunked, q[0, :, 0], k[0, :, 0], v[0, :, h], lam[h : h + 1], S0, 16, 16, precision=contract)
+        own = lightning.recurrent(q[0, :, 0], k[0, :, 0], v[0, :, h], lam[h], S0)
+        for actual, value, bound in zip((o[0, :, h], states[0, h]), own, expected, strict=True):
+            agree(actual, Rounded(value, bound.error, precision=contract), f"head {h}")
 
 
 @pytest.mark.parametrize(

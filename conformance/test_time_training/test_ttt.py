@@ -7,28 +7,33 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
-from twofold.conformance.compare import exactly
+from twofold.conformance.compare import agree, coincide, exactly
+from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.linear_attention import affine
 from twofold.spec.test_time_training import ttt
 
 KINDS = st.sampled_from(["plain", "normed"])
 SIZES = st.sampled_from([(0, 4), (1, 4), (4, 4), (5, 4), (17, 16), (18, 7)])  # tokens, mini-batch
+exact64 = Precision("float64", "float64")
 
 
 def problem(seed, T, batch, kind, D=5, V=None):
-    """q, k, v, eta, W, b, ln: moderate numbers, steps that differ from row to row and from column to column."""
+    """q, k, v, eta, W, b, ln: moderate numbers of float32, steps that differ from row to row and from column to column."""
     rng = np.random.default_rng(seed)
     V = D if kind == "normed" or V is None else V
-    q, k, v = (rng.standard_normal((T, n)) for n in (D, D, V))
-    eta = rng.random((T, batch)) / (2 * D)
-    W, b = rng.standard_normal((D, V)) / D, rng.standard_normal(V) / 4
-    return q, k, v, eta, W, b, (1 + rng.standard_normal(V) / 4, rng.standard_normal(V) / 4) if kind == "normed" else None
+    single = lambda x: inputs.rounded(x, "float32")
+    q, k, v = (single(rng.standard_normal((T, n))) for n in (D, D, V))
+    eta = single(rng.random((T, batch)) / (2 * D))
+    W, b = single(rng.standard_normal((D, V)) / D), single(rng.standard_normal(V) / 4)
+    ln = single(1 + rng.standard_normal(V) / 4), single(rng.standard_normal(V) / 4)
+    return q, k, v, eta, W, b, ln if kind == "normed" else None
 
 
 def two_layers(seed, T, batch, kind, D=5, M=6):
     q, k, v, eta, _, b2, ln = problem(seed, T, batch, kind, D)
     rng = np.random.default_rng(seed + 1)
-    return q, k, v, eta, rng.standard_normal((D, M)) / 3, rng.standard_normal(M) / 4, rng.standard_normal((M, len(b2))) / 3, b2, ln
+    W1, b1, W2 = (inputs.rounded(rng.standard_normal(shape) / 4, "float32") for shape in ((D, M), M, (M, len(b2))))
+    return q, k, v, eta, W1, b1, W2, b2, ln
 
 
 def on_fast(form, q, k, v, eta, *weights_and_ln, batch, dtype="float32"):
@@ -40,15 +45,22 @@ def on_fast(form, q, k, v, eta, *weights_and_ln, batch, dtype="float32"):
     return inputs.array(o)[0, :, 0], *(inputs.array(x)[0, 0] for x in after)
 
 
-def near(actual, expected, what, units=2.0**-53):
-    """Within what a few hundred roundings of numbers of this size make of them: products of 18 tokens, a norm, a quotient."""
-    for one, other in zip(actual, expected, strict=True):
-        size = 1 + np.abs(other).max(initial=0)
-        assert np.abs(one - other).max(initial=0) <= 2**10 * units * size, what
+def form_of(form, batch):
+    """One of the forms as a function of arrays and of nothing else: outputs, then weights."""
+    return lambda *arguments: (lambda o, weights: (o, *weights))(*form(*arguments, batch))
 
 
-def flat(result):
-    return result[0], *result[1]
+def hold(actual, expected, what):
+    for one, other, name in zip(actual, expected, ("outputs", "W1", "b1", "W2", "b2"), strict=False):
+        agree(one, other, f"{name}, {what}")
+
+
+def loss_of(z_of, k, v, ln):
+    """Half the squared distance of f(k) to v, written out with PyTorch."""
+    z = z_of(k)
+    if ln is not None:
+        z = k + torch.nn.functional.layer_norm(z, z.shape[-1:], ln[0], ln[1], 1e-6)
+    return (z - v).square().sum() / 2
 
 
 @given(inputs.seeds, SIZES, KINDS)
@@ -58,25 +70,23 @@ def test_the_dual_form_is_the_definition(fast, seed, sizes, kind):
     """Batches that do not divide the text, steps that differ for every pair."""
     T, batch = sizes
     arguments = problem(seed, T, batch, kind)
-    expected = flat(ttt.primal(*arguments, batch))
-    near(flat(ttt.dual(*arguments, batch)), expected, "spec")
-    for form in (fast.dual, fast.primal):
-        near(on_fast(form, *arguments, batch=batch), expected, "fast", 2.0**-24)
+    own, other = (bounded(form_of(form, batch), *arguments, precision=exact64) for form in (ttt.primal, ttt.dual))
+    for one, two in zip(own, other, strict=True):
+        coincide(one, two, "spec")
+    for form in ("primal", "dual"):
+        expected = bounded(form_of(getattr(ttt, form), batch), *arguments, precision=Precision("float32"))
+        hold(on_fast(getattr(fast, form), *arguments, batch=batch), expected, form)
 
 
 @given(inputs.seeds, SIZES, KINDS)
 @example(0, (18, 7), "normed")
 def test_two_layers_are_the_definition(fast, seed, sizes, kind):
     arguments = two_layers(seed, *sizes, kind)
-    near(on_fast(fast.mlp, *arguments, batch=sizes[1]), flat(ttt.mlp(*arguments, sizes[1])), "fast", 2.0**-24)
-
-
-def loss_of(z_of, k, v, ln):
-    """Half the squared distance of f(k) to v, written out with PyTorch."""
-    z = z_of(k)
-    if ln is not None:
-        z = k + torch.nn.functional.layer_norm(z, z.shape[-1:], ln[0], ln[1], 1e-6)
-    return (z - v).square().sum() / 2
+    hold(
+        on_fast(fast.mlp, *arguments, batch=sizes[1]),
+        bounded(form_of(ttt.mlp, sizes[1]), *arguments, precision=Precision("float32")),
+        "two layers",
+    )
 
 
 @given(inputs.seeds, KINDS)
@@ -123,9 +133,10 @@ def test_a_run_resumes_between_batches_and_the_future_does_not_matter(seed, kind
     cut = lambda where: [x[where] for x in (q, k, v, eta)]
     first, weights = ttt.dual(*cut(slice(0, at)), W, b, ln, 5)
     second, last = ttt.dual(*cut(slice(at, None)), *weights, ln, 5)
-    near((np.concatenate([first, second]), *last), (o, *after), "resumed")
+    for one, other in zip((np.concatenate([first, second]), *last), (o, *after), strict=True):
+        exactly(one, other, "resumed")
     changed = [np.concatenate([x[:at], x[at:][::-1]]) for x in (q, k, v, eta)]
-    near((ttt.dual(*changed, W, b, ln, 5)[0][:at],), (o[:at],), "outputs before what changed")
+    exactly(ttt.dual(*changed, W, b, ln, 5)[0][:at], o[:at], "outputs before what changed")
 
 
 @given(inputs.seeds, st.lists(st.sampled_from([0, 1, 4, 9]), min_size=1, max_size=3), KINDS)
@@ -139,9 +150,8 @@ def test_packed_sequences_have_batches_of_their_own(fast, seed, lengths, kind):
     o, after = fast.dual(*rows, W, b, norm, 4, cu_seqlens=edges)
     begin = 0
     for n, part in enumerate(parts):
-        expected = flat(ttt.primal(*part[:6], ln, 4))
-        actual = o[0, begin : begin + lengths[n], 0], after[0][n, 0], after[1][n, 0]
-        near([inputs.array(x) for x in actual], expected, f"sequence {n} of lengths {lengths}", 2.0**-24)
+        expected = bounded(form_of(ttt.dual, 4), *part[:6], ln, precision=Precision("float32"))
+        hold((o[0, begin : begin + lengths[n], 0], after[0][n, 0], after[1][n, 0]), expected, f"sequence {n} of lengths {lengths}")
         begin += lengths[n]
 
 
