@@ -45,12 +45,14 @@ def test_text_that_is_gone_is_an_error(tmp_path: Path):
         museum.replaced(Bug("gone", "", "speculative.chain", "spec/speculative/chain.py", "no such line", "", "", ""))
 
 
-def test_the_prover_refutes_a_bug_and_certifies_a_comment():
+def test_the_prover_refutes_a_bug_certifies_a_comment_and_takes_no_crash_for_a_proof():
     harmless = planted("return position, rng.categorical(residual(p[position], q[position]))  # a comment")
     harmful = planted("return position, rng.categorical(p[position])")
-    verdicts = list(museum.refuted([harmless, harmful]))
+    broken, dying = planted("return position, undefined_name"), planted("__import__('os')._exit(1)")
+    verdicts = list(museum.refuted([harmless, harmful, broken, dying]))
     assert verdicts[0]["refuted"] == [] and len(verdicts[0]["claims"]) == 6 and verdicts[0]["bias"] == ""
     assert verdicts[1]["refuted"] == ["verify, 2 drafted", "verify, 1 drafted", "verify, 3 drafted"] and verdicts[1]["bias"] == "1/6"
+    assert [verdict["refuted"] for verdict in verdicts[2:]] == [[], []] and len(verdicts[2]["claims"]) == 6
 
 
 def test_only_samplers_with_an_enumerable_law_are_asked_for_a_proof():
