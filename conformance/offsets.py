@@ -1,8 +1,8 @@
 """Pointer offsets that wrap: finds offsets computed as 32-bit products in a kernel's intermediate code, without running it.
 
 A tensor of more than 2**31 elements needs 64-bit offsets. `tl.program_id(0) * stride` is a 32-bit product, and widening it afterwards
-is too late. This reads the code that Triton makes of a kernel (TTIR) and walks from every pointer addition back through additions and shape
-changes to the products that enter it. A 32-bit product is an error where
+is too late; to narrow a wide product again undoes it. This reads the code that Triton makes of a kernel (TTIR) and walks from every pointer
+addition back through additions and shape changes to the products that enter it. A product of 32 bits, or narrowed to 32, is an error where
 
 - both factors are unbounded: program ids, loaded numbers, arguments, loop counters, and what is computed from them;
 - one factor stems from a program id or a loaded number and the other is a constant (a stride known at compile time). Only quotients and
@@ -22,7 +22,7 @@ from functools import cached_property
 
 __all__ = ["narrow_offsets"]
 
-MOVES = {"splat", "broadcast", "expand_dims", "reshape", "trans", "extsi", "extui", "unsplat"}  # the number stays what it is
+MOVES = {"splat", "broadcast", "expand_dims", "reshape", "trans", "extsi", "extui", "trunci", "unsplat"}  # the number stays what it is
 SUMS = {"addi", "subi", "select", "minsi", "maxsi", "minui", "maxui"} | MOVES
 PRODUCTS = {"muli", "shli"}
 COORDINATES = {"divsi", "divui", "remsi", "remui"}
@@ -79,13 +79,17 @@ class Operation:
         match = re.search(r"arith\.constant (?:dense<)?(\d+)", self.text)
         return match is not None and int(match[1]) <= LARGEST_TILE
 
-    @cached_property
-    def wrapping_products(self) -> list["Operation"]:
+    def wrapping_products(self) -> set["Operation"]:
         """The offending products that enter this number through sums and shape changes."""
-        if self.name in PRODUCTS:
-            return [self] if self.bits == 32 and self.may_wrap else []
-        operands = self.operands if self.name in SUMS else []
-        return [product for operand in operands if operand is not None for product in operand.wrapping_products]
+        waiting, seen = [(self, False)], set[tuple[Operation, bool]]()
+        while waiting:
+            operation, narrow = waiting.pop()
+            narrow = narrow or operation.bits == 32  # here or later, the upper half is lost
+            if (operation, narrow) not in seen:
+                seen.add((operation, narrow))
+                operands = operation.operands if operation.name in SUMS else []
+                waiting += [(operand, narrow) for operand in operands if operand is not None]
+        return {operation for operation, narrow in seen if operation.name in PRODUCTS and narrow and operation.may_wrap}
 
 
 def operations(ttir: str) -> list[Operation]:
@@ -107,7 +111,7 @@ def operations(ttir: str) -> list[Operation]:
 def narrow_offsets(ttir: str) -> list[str]:
     """Where a 32-bit product becomes a pointer offset, as `file.py:line:column`."""
     offsets = [operation.operands[1] for operation in operations(ttir) if operation.name == "addptr"]
-    products = [product for offset in offsets if offset is not None for product in offset.wrapping_products]
+    products = [product for offset in offsets if offset is not None for product in offset.wrapping_products()]
     locations = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttir, re.MULTILINE))
     return sorted({_source(product, locations) for product in products})
 

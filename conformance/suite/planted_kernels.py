@@ -59,6 +59,13 @@ def a_quotient_before_a_page(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr)
 
 
 @triton.jit
+def narrowed_again(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
+    i = tl.arange(0, N)
+    page = tl.load(table_ptr + i).to(tl.int64) * N  # narrow
+    tl.store(out_ptr + i, tl.load(x_ptr + tl.cast(page, tl.int32) + i))
+
+
+@triton.jit
 def right(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
     row, i = tl.program_id(0).to(tl.int64), tl.arange(0, N)
     page = tl.load(table_ptr + row).to(tl.int64)
@@ -78,7 +85,10 @@ def matmul(x_ptr, out_ptr, table_ptr, stride, N: tl.constexpr):
 
 
 SIGNATURE = {"x_ptr": "*fp32", "out_ptr": "*fp32", "table_ptr": "*i32", "stride": "i32", "N": "constexpr"}
-OFFSETS = (product, widened_late, constant_stride, constant_stride_of_a_quotient, loaded_index, in_a_loop, a_quotient_before_a_page, right)
+OFFSETS = (
+    product, widened_late, constant_stride, constant_stride_of_a_quotient, loaded_index, in_a_loop, a_quotient_before_a_page,
+    narrowed_again, right,
+)  # fmt: skip
 
 
 def variant(kernel, size, **options):

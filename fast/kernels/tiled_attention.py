@@ -118,14 +118,15 @@ def _part(part: tl.constexpr, begin, full, cease, end):
 def _listed(lists, part: tl.constexpr, line, SIZE: tl.constexpr):
     """The same for blocks of SIZE along a list: no tile has an edge of a window, full blocks come first, then partial ones."""
     offsets = lists[2 * part - 2] + line
-    return tl.load(offsets) * SIZE, tl.load(offsets + 1) * SIZE, lists[2 * part - 1]
+    begin, end = tl.load(offsets), tl.load(offsets + 1)
+    return 0, (end - begin) * SIZE, lists[2 * part - 1] + begin  # counted in the line: all lines together may have 2^31 keys and more
 
 
 @triton.jit
 def _at(listed, step, SIZE: tl.constexpr):
     """Where a walk stands after so many steps: there, or that far into the listed blocks."""
     if SIZE:
-        return tl.cast(tl.load(listed + step // SIZE).to(tl.int64) * SIZE, tl.int32) + step % SIZE  # the number of a key fits again
+        return tl.load(listed + step // SIZE) + step % SIZE
     else:
         return step
 
@@ -254,7 +255,7 @@ def forward_triton(q, k, v, sink, left, right, scale, softcap, packing: Packing 
         entries, programs = _programs(packing, b, t_q, tile["BLOCK_Q"], keys=False)
         with torch.cuda.device_of(q):
             _forward_kernel[(programs * heads,)](
-                q, k, v, sink, o, lse, entries, blocks and blocks.lines, *_values(mods),
+                q, k, v, sink, o, lse, entries, blocks and _starts(blocks.lines, blocks.keys), *_values(mods),
                 *_numbers(q, k, v, left, right, scale, softcap, mods),
                 **_constants(q, v, left, right, softcap, packing, mods, blocks), **tile, SINK=sink is not None, **options,
             )  # fmt: skip
@@ -278,6 +279,12 @@ def _programs(packing, b, length, block, keys):
         return None, b * triton.cdiv(length, block)
     entries = table(packing, length, block, keys)
     return entries, len(entries)
+
+
+def _starts(lists, size):
+    """Lists as the kernel walks them: of each block its first key (or row), whose number fits 32 bits."""
+    full_at, full, partial_at, partial = lists
+    return full_at, full * size, partial_at, partial * size
 
 
 def _values(mods):

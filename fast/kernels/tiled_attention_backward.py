@@ -29,6 +29,7 @@ from twofold.fast.kernels.tiled_attention import (
     _programs,
     _reach,
     _scores,
+    _starts,
     _tile,
     _values,
     variants_of,
@@ -239,12 +240,12 @@ def backward_triton(
         if dq.numel():
             tile, options = _configuration("query", q, v, blocks)
             entries, programs = _programs(packing, b, t_q, tile["BLOCK_Q"], keys=False)
-            arguments = q, k, v, do, sums, delta, dq, entries, blocks and blocks.lines, *numbers
+            arguments = q, k, v, do, sums, delta, dq, entries, blocks and _starts(blocks.lines, blocks.keys), *numbers
             _query_gradient_kernel[(programs * heads,)](*arguments, **constants, **tile, **options)
         if dk.numel():
             tile, options = _configuration("key", q, v, blocks)
             entries, programs = _programs(packing, b, t_k, tile["BLOCK_K"], keys=True)
-            arguments = q, k, v, do, sums, delta, dk, dv_, entries, blocks and blocks.columns, *numbers
+            arguments = q, k, v, do, sums, delta, dk, dv_, entries, blocks and _starts(blocks.columns, blocks.rows), *numbers
             _key_gradient_kernel[(programs * kv_heads,)](*arguments, **constants, **tile, **options)
     return dq, dk, dv_, dsink
 

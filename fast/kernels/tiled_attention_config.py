@@ -20,7 +20,7 @@ def configuration(form: str, architecture: int | str, d_pad: int, dv_pad: int, s
     if architecture == "interpreter":  # few elements, and no two sizes alike
         tile, options = ((16, 32) if form == "key" else (32, 16)), {}
     elif size == 4:  # float32 products run on the ordinary cores
-        warps = 16 if form == "query" and architecture != 100 else 8
+        warps = 16 if width > 128 and form == ("forward" if architecture == 100 else "query") else 8
         if architecture == "gfx942" or width <= (64 if form == "forward" else 128):
             warps = 4
         stages = 2 if form == "key" and width <= 64 and architecture != "gfx942" else 1
