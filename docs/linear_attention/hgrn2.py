@@ -32,7 +32,8 @@ def main() -> None:
         parts.append(f'<rect {bar} style="fill: {color}" fill-opacity="0.6"/>')
         parts.append(f'<text x="{LEFT + WIDTH + 94}" y="{y((low + high) / 2) + 4:.1f}" font-size="12">{text}</text>')
     parts.append(f'<text x="{LEFT + WIDTH + 67}" y="{TOP + HEIGHT + 18}" text-anchor="middle" font-size="12">layer 2, f = 0</text>')
-    parts.append(f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 38}" text-anchor="middle" font-size="12">gate before the sigmoid, f</text>')
+    place = f'x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 38}"'
+    parts.append(f'<text {place} text-anchor="middle" font-size="12">gate before the sigmoid, f</text>')
     Path(__file__).with_suffix(".svg").write_text("\n".join(parts) + "\n</svg>\n")
 
 

@@ -18,7 +18,8 @@ HALF, HIGH = 82, 17
 
 def main() -> None:
     parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 690 436" font-size="13" fill="currentColor">']
-    parts.append('<defs><marker id="a" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>')
+    size = 'viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+    parts.append(f'<defs><marker id="a" {size} orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>')
     for one, other, label in EDGES:
         (x1, y1, _), (x2, y2, _) = NODES[one], NODES[other]
         if abs(x1 - x2) > 2 * HALF - 10 and abs(y1 - y2) < 130:  # beside each other: from side to side
@@ -26,10 +27,12 @@ def main() -> None:
             start, end = (x1 - HALF if left else x1 + HALF, y1), (x2 + HALF if left else x2 - HALF, y2)
         else:
             start, end = (x1, y1 + HIGH), (x2, y2 - HIGH)
-        parts.append(f'<path d="M{start[0]} {start[1]}L{end[0]} {end[1]}" fill="none" stroke="currentColor" stroke-opacity="0.6" marker-end="url(#a)"/>')
+        line = f'd="M{start[0]} {start[1]}L{end[0]} {end[1]}"'
+        parts.append(f'<path {line} fill="none" stroke="currentColor" stroke-opacity="0.6" marker-end="url(#a)"/>')
         middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
         anchor, dx, dy = ("start", 8, 4) if start[0] == end[0] else ("middle", 0, -6)
-        parts.append(f'<text x="{middle[0] + dx}" y="{middle[1] + dy}" text-anchor="{anchor}" font-size="11" fill-opacity="0.75">{label}</text>')
+        place = f'x="{middle[0] + dx}" y="{middle[1] + dy}"'
+        parts.append(f'<text {place} text-anchor="{anchor}" font-size="11" fill-opacity="0.75">{label}</text>')
     for name, (x, y, text) in NODES.items():
         color = "var(--fast)" if name in ("mesa", "titans", "ttt") else "var(--spec)"
         look = f'style="fill: {color}; stroke: {color}" fill-opacity="0.2"'

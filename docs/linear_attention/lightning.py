@@ -22,7 +22,10 @@ def main() -> None:
         frame = f'x="{LEFT + at - 1}" y="{TOP + at - 1}" width="{width}" height="{width}"'
         parts.append(f'<rect {frame} fill="none" stroke="currentColor" stroke-opacity="0.6"/>')
     right, bottom = LEFT + side + 40, TOP + side + 34
-    legend = (("var(--spec)", 0.8, "within a block", "scores times powers of λ"), ("currentColor", 0.12, "before it", "one product with the state"))
+    legend = (
+        ("var(--spec)", 0.8, "within a block", "scores times powers of λ"),
+        ("currentColor", 0.12, "before it", "one product with the state"),
+    )
     for n, (color, strength, name, what) in enumerate(legend):
         y = TOP + 40 + 60 * n
         parts.append(f'<rect x="{right}" y="{y}" width="18" height="18" rx="2" style="fill: {color}" fill-opacity="{strength}"/>')

@@ -22,8 +22,8 @@ def main() -> None:
     n = np.unique(np.round(np.geomspace(1, 1024, 60)).astype(int)) - 1
     for head, gamma in enumerate(retnet.decays(HEADS)):
         points = " ".join(f"{x(i):.1f},{y(gamma**i):.1f}" for i in n)
-        opacity = 1 - 0.13 * head
-        parts.append(f'<polyline points="{points}" fill="none" style="stroke: var(--spec)" stroke-width="2" stroke-opacity="{opacity:.2f}"/>')
+        look = f'style="stroke: var(--spec)" stroke-width="2" stroke-opacity="{1 - 0.13 * head:.2f}"'
+        parts.append(f'<polyline points="{points}" fill="none" {look}/>')
         horizon = 1 / (1 - gamma)
         at = f'cx="{x(horizon):.1f}" cy="{y(gamma**horizon):.1f}"'
         parts.append(f'<circle {at} r="3.5" style="fill: var(--fast)"/>')

@@ -25,7 +25,8 @@ def main() -> None:
             box = f'x="{left + SIZE * CELL + 8}" y="{TOP + i * CELL + 4}" width="{width:.1f}" height="{CELL - 10}"'
             parts.append(f'<rect {box} style="fill: var(--fast)" fill-opacity="0.8"/>')
         parts.append(f'<text x="{left + SIZE * CELL + 8}" y="36" font-size="12" fill-opacity="0.75">eᵍ</text>')
-    parts.append(f'<text x="50" y="{TOP + SIZE * CELL + 28}" font-size="12">a small factor in row 4 hides all keys before it from all queries behind it</text>')
+    text = "a small factor in row 4 hides all keys before it from all queries behind it"
+    parts.append(f'<text x="50" y="{TOP + SIZE * CELL + 28}" font-size="12">{text}</text>')
     Path(__file__).with_suffix(".svg").write_text("\n".join(parts) + "\n</svg>\n")
 
 

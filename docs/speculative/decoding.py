@@ -32,7 +32,8 @@ def main() -> None:
     parts.append('<text x="12" y="186" font-weight="bold">a tree: nodes 1 “on”, 2 “up”, 3 “the” (child of 1), 4 “and” (child of 2)</text>')
     tree = [(word, READ) for word in ("sat", "on", "up", "the", "and")]
     parts.append(strip(198, "the pass", [*text, *tree], "siblings share a position"))
-    parts.append(strip(238, "after", [*text, ("sat", HELD), ("up", HELD), ("and", HELD), ("left", UNREAD)], "path 2, 4: the entries are gathered"))
+    kept = [*((word, HELD) for word in ("sat", "up", "and")), ("left", UNREAD)]
+    parts.append(strip(238, "after", [*text, *kept], "path 2, 4: the entries are gathered"))
     legend = [(HELD, "in the cache"), (READ, "read in this pass"), (UNREAD, "written, not yet read")]
     for n, (style, what) in enumerate(legend):
         x = 96 + 170 * n

@@ -26,7 +26,8 @@ def main() -> None:
     parts.append(rows(330, GAMMA, KEPT, "draft logits, γ rows"))
     y = 226
     for n, (mark, text) in enumerate((
-        ('<rect x="20" y="{y}" width="18" height="14" style="fill: var(--spec)" fill-opacity="0.3"/>', "read once: five numbers tell the law of the row"),
+        ('<rect x="20" y="{y}" width="18" height="14" style="fill: var(--spec)" fill-opacity="0.3"/>',
+         "read once: five numbers tell the law of the row"),
         ('<circle cx="29" cy="{c}" r="4.5"/>', "the drafted token's logit: p(x), q(x) and a coin decide"),
         ('<rect x="20" y="{y}" width="18" height="14" fill="none" stroke-width="3" style="stroke: var(--fast)"/>',
          "the row where the round ends: made in full, and drawn from"),

@@ -15,7 +15,8 @@ def main() -> None:
     x = lambda t: LEFT + WIDTH * t / (T - 1)
     y = lambda value: TOP + HEIGHT * (1 - (value + 1.5) / 7.5)
     for value in (0, 2, 4):
-        parts.append(f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="currentColor" stroke-opacity="0.2"/>')
+        line = f'x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"'
+        parts.append(f'<line {line} stroke="currentColor" stroke-opacity="0.2"/>')
         parts.append(f'<text x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end" font-size="11">{value}</text>')
     steps = " ".join(f"{x(t):.1f},{y(v):.1f}" for t, v in enumerate(told[:, 0]))
     parts.append(f'<polyline points="{steps}" fill="none" stroke="currentColor" stroke-dasharray="4 3" stroke-opacity="0.6"/>')
@@ -26,9 +27,10 @@ def main() -> None:
         rates = (np.full(T, rate) for rate in (alpha, eta, 0.2))
         answers = titans.recurrent(one, one, told, *rates)[0][:, 0]
         points = " ".join(f"{x(t):.1f},{y(v):.1f}" for t, v in enumerate(answers))
-        parts.append(f'<polyline points="{points}" fill="none" style="stroke: {color}" stroke-width="2" stroke-opacity="{strength}"/>')
+        look = f'style="stroke: {color}" stroke-width="2" stroke-opacity="{strength}"'
+        parts.append(f'<polyline points="{points}" fill="none" {look}/>')
         at = TOP + 48 + 28 * n
-        parts.append(f'<line x1="{LEFT + WIDTH + 24}" x2="{LEFT + WIDTH + 46}" y1="{at}" y2="{at}" style="stroke: {color}" stroke-width="2" stroke-opacity="{strength}"/>')
+        parts.append(f'<line x1="{LEFT + WIDTH + 24}" x2="{LEFT + WIDTH + 46}" y1="{at}" y2="{at}" {look}/>')
         parts.append(f'<text x="{LEFT + WIDTH + 54}" y="{at + 4}" font-size="12">{name}</text>')
     parts.append(f'<text x="{LEFT + WIDTH / 2}" y="{TOP + HEIGHT + 26}" text-anchor="middle" font-size="12">tokens</text>')
     Path(__file__).with_suffix(".svg").write_text("\n".join(parts) + "\n</svg>\n")

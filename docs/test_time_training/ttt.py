@@ -17,7 +17,8 @@ def main() -> None:
             parts.append(f'<rect {box} style="fill: {color}" fill-opacity="{strength}"/>')
     for b in range(BATCHES):
         at, width = b * SIZE * CELL, SIZE * CELL
-        parts.append(f'<text x="{LEFT - 10}" y="{TOP + at + width / 2 + 4}" text-anchor="end" font-size="12">answers {b * SIZE}–{b * SIZE + SIZE - 1}</text>')
+        rows = f"answers {b * SIZE}–{b * SIZE + SIZE - 1}"
+        parts.append(f'<text x="{LEFT - 10}" y="{TOP + at + width / 2 + 4}" text-anchor="end" font-size="12">{rows}</text>')
         text = f"gradients at W{'₀₁₂'[b]}"
         parts.append(f'<text x="{LEFT + at + width / 2}" y="{TOP - 10}" text-anchor="middle" font-size="11">{text}</text>')
         frame = f'x="{LEFT + at - 1}" y="{TOP + at - 1}" width="{width}" height="{width}"'
