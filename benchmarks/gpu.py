@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu [--output DIR]`: all that a machine with a GPU can tell, in one go of at most 20 minutes.
 
-Nothing is installed: the Python that runs this needs torch, triton, numpy, hypothesis, pytest, scipy, ml_dtypes, typer and rich, and
-`PYTHONPATH=src`. Stages, each in a process of its own with a limit of its own: determinism, CUDA graphs and far rows
+Nothing is installed: the Python that runs this needs torch, triton, numpy, hypothesis, pytest, scipy, ml_dtypes, transformers, typer and
+rich, and `PYTHONPATH=src`. Stages, each in a process of its own with a limit of its own: determinism, CUDA graphs and far rows
 (`conformance/suite/test_gpu.py`); the benchmarks, family by family; the suite with profile `gpu`, family by family. DIR/<device> gets
 `summary.json`, rewritten after every stage, one `<family>.json` each, `check.json` (what `twofold check --json` prints, merged),
 and `log.txt`. A stage that fails, hangs or runs out of time leaves the others alone, and what it had written; time that it does not need is

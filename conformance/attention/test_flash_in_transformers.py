@@ -5,8 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+import transformers as library
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers import masking_utils as masking
 
 import twofold.transformers as ours
 from twofold.conformance import inputs, target
@@ -14,8 +16,6 @@ from twofold.conformance.compare import agree, exactly
 from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.attention import dense
 
-library = pytest.importorskip("transformers", minversion="5.24")
-masking = pytest.importorskip("transformers.masking_utils")
 ours.register()
 
 LOCAL = 6  # of windows and chunks
