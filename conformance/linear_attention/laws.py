@@ -5,6 +5,7 @@ its spec and on every implementation of it.
 """
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 
 from twofold.conformance.compare import exactly
@@ -19,6 +20,14 @@ ACROSS = Case(T=35, K=5, V=3, at=5, seed=0)  # what happens in one sub-chunk is 
 def test_every_form_is_the_definition(operation, case):
     tokens, S0, *_ = operation.run(case)
     operation.demand(tokens, S0, "forms")
+
+
+@pytest.mark.parametrize("T", [0, 1, 17, 35])
+def test_no_token_one_token_two_and_three_chunks(operation, T):
+    """An output for each token, and a state of the shape that it had; chunks are counted in 16 tokens."""
+    tokens, S0, *_ = operation.run(Case(T, K=5, V=4, at=0, seed=T))
+    output, state = operation.demand(tokens, S0, f"T = {T}")
+    assert output.shape == tokens["v"].shape and state.shape == S0.shape
 
 
 @few

@@ -15,6 +15,7 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_a_silent_token_is_passed_over,
     test_every_form_is_the_definition,
     test_keys_and_queries_scale_against_each_other,
+    test_no_token_one_token_two_and_three_chunks,
     test_outputs_and_state_are_linear_in_values_and_state,
     test_steps_are_the_prefill,
     test_the_future_does_not_matter,
@@ -53,12 +54,6 @@ def of_fast(fast):
 def operation(request):
     with battery.side(request.param, "linear_attention.affine", of_spec, of_fast) as operation:
         yield operation
-
-
-@pytest.mark.parametrize("T", [0, 1])
-def test_no_token_and_one_token(operation, T):
-    rng = np.random.default_rng(T)
-    operation.demand(exact_tokens(rng, T, 5, 3), np.arange(15.0).reshape(5, 3), f"T = {T}")
 
 
 @few

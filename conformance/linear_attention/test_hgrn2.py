@@ -12,6 +12,7 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_a_log_decay_of_minus_infinity_begins_anew,
     test_a_run_resumes_at_any_token,
     test_every_form_is_the_definition,
+    test_no_token_one_token_two_and_three_chunks,
     test_outputs_and_state_are_linear_in_values_and_state,
     test_steps_are_the_prefill,
     test_the_future_does_not_matter,
@@ -51,13 +52,6 @@ def of_fast(fast):
 def operation(request):
     with battery.side(request.param, "linear_attention.hgrn2", of_spec, of_fast) as operation:
         yield operation
-
-
-@pytest.mark.parametrize("T", [0, 1, 17, 35])
-def test_no_token_one_token_two_and_three_chunks(operation, T):
-    tokens = exact_tokens(np.random.default_rng(T), T, 5, 3)
-    output, state = operation.demand(tokens, np.arange(15.0).reshape(5, 3), f"T = {T}")
-    assert output.shape == (T, 3) and state.shape == (5, 3)
 
 
 @given(inputs.seeds, st.integers(0, 20), st.sampled_from([0.0, 0.25, 0.9]))

@@ -13,6 +13,7 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_a_silent_token_is_passed_over,
     test_every_form_is_the_definition,
     test_keys_and_queries_scale_against_each_other,
+    test_no_token_one_token_two_and_three_chunks,
     test_outputs_and_state_are_linear_in_values_and_state,
     test_steps_are_the_prefill,
     test_the_future_does_not_matter,
@@ -52,13 +53,6 @@ def operation(request):
     """Linear attention without a denominator: then all sums are exact."""
     with battery.side(request.param, "linear_attention.lightning", of_spec, of_fast) as operation:
         yield operation
-
-
-@pytest.mark.parametrize("T", [0, 1, 17, 35])
-def test_no_token_one_token_two_and_three_blocks(operation, T):
-    tokens = exact_tokens(np.random.default_rng(T), T, 5, 3)
-    output, state = operation.demand(tokens, np.arange(15.0).reshape(5, 3), f"T = {T}")
-    assert output.shape == (T, 3) and state.shape == (5, 3)
 
 
 @given(inputs.seeds, st.integers(0, 70), st.sampled_from([1, 5, 16, 64]), st.sampled_from([0.5, 0.01, 31 / 32, 1.0]))

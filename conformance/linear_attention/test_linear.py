@@ -14,6 +14,7 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_a_run_resumes_at_any_token,
     test_a_silent_token_is_passed_over,
     test_every_form_is_the_definition,
+    test_no_token_one_token_two_and_three_chunks,
     test_steps_are_the_prefill,
     test_the_future_does_not_matter,
     test_two_runs_give_the_same_bits,
@@ -85,13 +86,6 @@ def of_fast(fast):
 def operation(request):
     with battery.side(request.param, "linear_attention.linear", of_spec, of_fast) as operation:
         yield operation
-
-
-@pytest.mark.parametrize("T", [0, 1, 17, 35])
-def test_no_token_one_token_two_and_three_chunks(operation, T):
-    tokens = exact_tokens(np.random.default_rng(T), T, 5, 3)
-    output, state = operation.demand(tokens, np.arange(20.0).reshape(5, 4), f"T = {T}")
-    assert output.shape == (T, 3) and state.shape == (5, 4)
 
 
 @given(st.integers(1, 9), inputs.seeds)

@@ -12,6 +12,7 @@ from twofold.conformance.linear_attention.laws import (  # noqa: F401  the laws 
     test_a_run_resumes_at_any_token,
     test_every_form_is_the_definition,
     test_keys_and_queries_scale_against_each_other,
+    test_no_token_one_token_two_and_three_chunks,
     test_outputs_and_state_are_linear_in_values_and_state,
     test_steps_are_the_prefill,
     test_the_future_does_not_matter,
@@ -54,13 +55,6 @@ def operation(request):
     name, gamma = request.param
     with battery.side(name, "linear_attention.retnet", lambda: of_spec(gamma), lambda fast: of_fast(fast, gamma)) as operation:
         yield operation
-
-
-@pytest.mark.parametrize("T", [0, 1, 17, 35])
-def test_no_token_one_token_two_and_three_chunks(operation, T):
-    tokens = exact_tokens(np.random.default_rng(T), T, 5, 3)
-    output, state = operation.demand(tokens, np.arange(15.0).reshape(5, 3), f"T = {T}")
-    assert output.shape == (T, 3) and state.shape == (5, 3)
 
 
 @few
