@@ -17,10 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 from twofold.fast import checks
 from twofold.fast.attention import dense, flash, split_kv, varlen
 from twofold.fast.attention.online_softmax import merge
+from twofold.fast.kernels.split_attention_config import FEW
 
 __all__ = ["attention", "shared_prefix", "traffic"]
-
-FEW = 16  # rows of a request that still are decoding
 
 Level = tuple[Tensor, Tensor, dict[str, Any] | Tensor | None]
 

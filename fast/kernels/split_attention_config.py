@@ -1,6 +1,8 @@
 """Tile sizes, warps and stages of `split_attention`: a pure function of architecture, rows and widths, none of which spills registers."""
 
-__all__ = ["configuration"]
+__all__ = ["FEW", "configuration"]
+
+FEW = 16  # rows of queries per sequence up to which callers decode: a head's rows fill the smallest tile, and its keys are read once
 
 
 def configuration(

@@ -31,10 +31,9 @@ from twofold.fast import checks
 from twofold.fast.attention import flash, paged
 from twofold.fast.attention._arguments import sink_per_head
 from twofold.fast.attention.split_kv import checked_options
+from twofold.fast.kernels.split_attention_config import FEW
 
 __all__ = ["Cache"]
-
-FEW = 16  # rows per sequence that one tile of the decoding kernel holds
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,6 @@ from torch import Tensor
 
 __all__ = ["attention", "mask", "register"]
 
-FEW = 16  # rows that one tile of the decoding kernel holds
-
 
 def register(name: str = "twofold") -> None:
     """Make both functions known to the library as `attn_implementation=name`."""
@@ -68,6 +66,7 @@ def attention(
     is one it alone decides. `sliding_window` counts the row's own position; `s_aux` (H,) are sinks.
     """
     from twofold.fast.attention import flash, flex, split_kv
+    from twofold.fast.kernels.split_attention_config import FEW
 
     for name, given in (("dropout", dropout), ("position_bias", position_bias is not None), ("output_attentions", output_attentions)):
         if given:
