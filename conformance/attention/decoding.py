@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.attention.problems import visible
+from twofold.conformance.compare import exactly
 from twofold.conformance.rounding import Precision, bounded
 from twofold.spec.attention import dense
 
-__all__ = ["HEADS", "Decoding", "decodings", "pools"]
+__all__ = ["HEADS", "Decoding", "decodings", "demand_pages_are_rows", "pools"]
 
 HEADS = [(1, 1), (3, 1), (5, 1), (6, 2), (7, 1), (16, 2)]  # query heads, key heads: groups of 1, 3, 5, 3, 7 and 8
 WIDTHS = [(16, 16), (8, 24), (33, 16)]  # of keys and queries, of values
@@ -90,3 +91,18 @@ def pools(arrays, lengths, page, dtype, seed, layout="contiguous"):
             token = np.arange(length)
             pool[table[b, token // page], token % page] = x[b, :length]
     return [inputs.tensor(pool, dtype, layout) for pool in filled], inputs.tensor(table)
+
+
+def demand_pages_are_rows(form, arrays, lengths, page, seed):
+    """`form(*caches, length=…, table=…)` on caches (B, Tk, …) gives the same bits from scattered blocks as from rows; returns its results.
+
+    In rows, too, everything behind a sequence's end is poison.
+    """
+    behind = np.arange(arrays[0].shape[1]) >= np.array(lengths)[:, None]
+    rows = [inputs.tensor(np.where(np.expand_dims(behind, tuple(range(2, x.ndim))), np.nan, x), "float32") for x in arrays]
+    length = inputs.tensor(np.array(lengths, dtype=np.int32))
+    expected = form(*rows, length=length)
+    stored, table = pools(arrays, lengths, page, "float32", seed)
+    for actual, right in zip(form(*stored, length=length, table=table), expected, strict=True):
+        exactly(actual, right)
+    return expected

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
-from twofold.conformance.attention.decoding import pools
+from twofold.conformance.attention.decoding import demand_pages_are_rows
 from twofold.conformance.attention.problems import visible
 from twofold.conformance.compare import agree, coincide, exactly
 from twofold.conformance.rounding import Precision, bounded
@@ -114,17 +114,10 @@ def test_both_ways_agree_with_the_definition(fast, seed, sizes, n_q, n_k, option
 
 @given(inputs.seeds, st.sampled_from([1, 3, 16, 48]))
 def test_states_in_pages_are_states_in_rows(fast, seed, page):
-    """Ragged sequences in scattered blocks, poison in everything that no sequence owns: the same bits as in rows."""
-    lengths = [0, 17, 50, 3]
     cases = [tensors(*arrays(seed + i, (4, 2, 16, 8), 2, 50, "float32")) for i in range(4)]
     q, x, kr = (torch.cat([case[i] for case in cases]) for i in range(3))
-    length = inputs.tensor(np.array(lengths, dtype=np.int32))
-    behind = torch.arange(50, device=x.device) >= length[:, None]
-    rows = x.masked_fill(behind[..., None, None], torch.nan), kr.masked_fill(behind[..., None], torch.nan)
-    expected = fast.cached(q, *rows, length=length, causal=True)
-    paged, table = pools([inputs.array(x), inputs.array(kr)], lengths, page, "float32", seed)
-    for one, other in zip(fast.cached(q, *paged, length=length, table=table, causal=True), expected, strict=True):
-        exactly(one, other)
+    form = lambda x, kr, **where: fast.cached(q, x, kr, causal=True, **where)
+    demand_pages_are_rows(form, [inputs.array(x), inputs.array(kr)], [0, 17, 50, 3], page, seed)
 
 
 def test_gradients_of_a_state_come_from_both_of_its_uses(fast):

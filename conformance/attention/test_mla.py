@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.attention import field
-from twofold.conformance.attention.decoding import pools
+from twofold.conformance.attention.decoding import demand_pages_are_rows
 from twofold.conformance.attention.problems import visible
 from twofold.conformance.compare import agree, coincide, exactly
 from twofold.conformance.rounding import Precision, bounded
@@ -122,20 +122,11 @@ def test_projections_agree_with_the_definition(fast, seed, sizes, interleaved, f
 
 @given(inputs.seeds, st.sampled_from([1, 3, 16, 48]))
 def test_latents_in_pages_are_latents_in_rows(fast, seed, page):
-    """Ragged sequences in scattered blocks, poison in everything that no sequence owns: the same bits as in rows."""
-    lengths, sizes = [0, 17, 50, 3], (3, 24, 8, 8, 16)
-    cases = [arrays(seed + i, sizes, 2, 50, "float32") for i in range(4)]
+    cases = [arrays(seed + i, (3, 24, 8, 8, 16), 2, 50, "float32") for i in range(4)]
     qn, qr, c, kr = (torch.cat([tensors(*case)[i] for case in cases]) for i in range(4))
-    weights = tensors(*cases[0])[4:]
-    length = inputs.tensor(np.array(lengths, dtype=np.int32))
-    behind = (torch.arange(50, device=c.device) >= length[:, None])[..., None]
-    rows = [x.masked_fill(behind, torch.nan) for x in (c, kr)]
-    expected = fast.absorb(qn, qr, *rows, *weights, length=length, causal=True)
-    paged, table = pools([inputs.array(c), inputs.array(kr)], lengths, page, "float32", seed)
-    actual = fast.absorb(qn, qr, *paged, *weights, length=length, table=table, causal=True)
-    for x, y in zip(actual, expected, strict=True):
-        exactly(x, y)
-    exactly(actual[0][0], np.zeros(actual[0][0].shape), "a sequence of no tokens")
+    form = lambda c, kr, **where: fast.absorb(qn, qr, c, kr, *tensors(*cases[0])[4:], causal=True, **where)
+    o, _ = demand_pages_are_rows(form, [inputs.array(c), inputs.array(kr)], [0, 17, 50, 3], page, seed)
+    exactly(o[0], np.zeros(o[0].shape), "a sequence of no tokens")
 
 
 def test_gradients_of_the_expanded_form_reach_every_argument(fast):
