@@ -91,7 +91,7 @@ def test_two_layers_are_the_definition(fast, seed, sizes, kind):
 
 @given(inputs.seeds, KINDS)
 def test_gradients_are_those_of_automatic_differentiation(seed, kind):
-    """For one layer and for two: weights after one batch with one step size are, within their bound, those of a step of gradient descent."""
+    """For one layer and for two: weights after one batch with one step size are those of a step of gradient descent, within their bound."""
     T, step = 6, 0.05
     wide = lambda x: torch.tensor(x, dtype=torch.float64)
     q, k, v, _, W, b, ln = problem(seed, T, T, kind)
