@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import coincide, exactly
@@ -70,6 +71,42 @@ def test_it_is_the_core_and_simple_gated_linear_attention_with_constant_decay(ca
     for form, *more in ((simple_gla.recurrent, g, S0), (affine.recurrent, spread, zero, zero, S0)):
         for one, two, what in zip(own, bounded(form, *tokens.values(), *more, precision=exact64), ("outputs", "state"), strict=True):
             coincide(one, two, what)
+
+
+def divided(scores, fading, by):
+    """Rows of scores, divided as the paper divides them: by the root of K, by that of their decays' sum, by their own sum if above 1."""
+    if "K" in by:
+        scores = scores / np.sqrt(5)
+    if "decays" in by:
+        scores = scores / np.sqrt(np.sum(fading, axis=1))[:, None]
+    if "sums" in by:
+        scores = scores / np.maximum(np.abs(np.sum(scores, axis=1)), 1)[:, None]
+    return scores
+
+
+def normed(o, eps):
+    """A head's outputs, each row with mean 0 and variance 1."""
+    centered = o - np.mean(o, axis=1)[:, None]
+    return centered / np.sqrt(np.mean(centered * centered, axis=1) + eps)[:, None]
+
+
+@given(inputs.seeds, st.sampled_from(["K", "decays", "sums", "K, decays, sums"]))
+def test_divisors_of_rows_hide_behind_a_norm_per_head_that_has_no_epsilon(seed, by):
+    """The matrix is what retention makes of the identity, its decays are what it makes of ones. An epsilon of 1e-5 shows every divisor."""
+    q, k, v = np.random.default_rng(seed).standard_normal((3, 12, 5))
+    one, gamma, eye = np.ones((12, 1)), 15 / 16, np.eye(12)
+
+    def head(q, k, v, eps):
+        scores, fading = (retnet.parallel(*pair, eye, gamma)[0] for pair in ((q, k), (one, one)))
+        return normed(divided(scores, fading, by) @ v, eps)
+
+    plain = lambda q, k, v, eps: normed(retnet.recurrent(q, k, v, gamma)[0], eps)
+    for eps in (0.0, 1e-5):
+        here, there = (bounded(form, q, k, v, eps, precision=exact64) for form in (head, plain))
+        if eps == 0:
+            coincide(here, there, f"rows divided by {by}")
+        else:
+            assert np.any(np.abs(here.value - there.value) > here.error + there.error), f"an epsilon does not show rows divided by {by}"
 
 
 def test_horizons_double_from_head_to_head():
