@@ -1,0 +1,1 @@
+"""State-space models: linear recurrences that carry a state through time."""
