@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.linear_attention.battery import few
 from twofold.conformance.rounding import Precision, bounded
-from twofold.spec.linear_attention import gla, hgrn2
+from twofold.conformance.target import implementation
+from twofold.spec.linear_attention import gla, hgrn, hgrn2
 
 
 def real(seed, T, K, V, dtype):
@@ -22,16 +23,16 @@ def real(seed, T, K, V, dtype):
 
 @few
 @given(inputs.seeds, st.sampled_from([1, 17, 35]), st.sampled_from(["float32", "bfloat16"]), st.booleans())
+@example(0, 17, "float32", True)
 def test_outputs_and_states_agree_with_the_definition(fast, seed, T, dtype, bounded_below):
     """On the gates that the implementation itself computed: the key is rounded to the format, the log-decay stays in float32."""
     q, f, i, lb, S0 = real(seed, T, 20, 7, dtype)
     rows = [inputs.tensor(x[None, :, None], dtype) for x in (q, f, i)]
     bound_of = inputs.tensor(lb[None], "float32") if bounded_below else None
     o, state = fast.chunked(*rows, bound_of, inputs.tensor(S0[None, None], "float32"), 32)
-    g = fast.log_forget(rows[1], bound_of)
-    exact = bounded(lambda f: hgrn2.log_forget(f, lb if bounded_below else 0.0), f, precision=Precision("float32"))
-    agree(g[0, :, 0], exact, "log-decays")
-    g = inputs.array(g)[0, :, 0]
+    with implementation("linear_attention.hgrn", fast.side) as gates:
+        g = inputs.array(gates.log_forget(rows[1], bound_of))[0, :, 0]
+    agree(g, bounded(lambda f: hgrn.log_forget(f, lb if bounded_below else 0.0), f, precision=Precision("float32")), "log-decays")
     key = inputs.rounded(-np.expm1(g), dtype)
     contract = Precision(dtype, operand="tf32x3" if dtype == "float32" else None)
     expected = bounded(gla.chunked, q, key, i, g, S0, 32, 16, precision=contract, outputs=(dtype, "float32"))

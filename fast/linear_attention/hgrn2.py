@@ -11,8 +11,9 @@ from torch import Tensor
 from twofold.fast import checks
 from twofold.fast.kernels import diagonal_recurrence
 from twofold.fast.linear_attention import gla
+from twofold.fast.linear_attention.hgrn import log_forget
 
-__all__ = ["recurrent", "chunked", "step", "log_forget", "lower_bounds"]
+__all__ = ["recurrent", "chunked", "step"]
 
 
 def chunked(
@@ -34,23 +35,6 @@ def step(state: Tensor, q: Tensor, f: Tensor, i: Tensor, lb: Tensor | None = Non
     """Absorb one token, `(B, Hq, K)`, `(B, H, K)`, `(B, H, V)`, then read: the output `(B, H, V)` and the new state, float32."""
     q, k, g = (x[:, 0] for x in _gates(q[:, None], f[:, None], i[:, None], lb))
     return gla.step(state, q, k, i, g)
-
-
-def log_forget(f: Tensor, lb: Tensor | None = None) -> Tensor:
-    """log(lb + (1 - lb) sigmoid(f)) in float32, for lb that broadcasts to f."""
-    keep = torch.nn.functional.logsigmoid(f if f.dtype == torch.float64 else f.float())
-    if lb is None:
-        return keep
-    if not lb.is_cuda and not bool(((lb >= 0) & (lb < 1)).all()):
-        raise ValueError(f"lb must lie in [0, 1), not between {lb.min().item()} and {lb.max().item()}")
-    bound = lb.to(keep.dtype)
-    return torch.where(bound > 0, torch.logaddexp(torch.where(bound > 0, bound, 1).log(), torch.log1p(-bound) + keep), keep)
-
-
-def lower_bounds(gamma: Tensor) -> Tensor:
-    """The bounds of every layer `(L, …)` from learned numbers `(L, …)`: a softmax over the layers, summed up, none in the first."""
-    share = torch.softmax(gamma if gamma.dtype == torch.float64 else gamma.float(), 0)
-    return share.cumsum(0) - share[:1]
 
 
 def _gates(q, f, i, lb):

@@ -1,8 +1,7 @@
 r"""HGRN2: gated linear attention in which what a channel forgets is what it writes.
 
 Paper: Qin, Yang, Sun, Shen, Li, Sun, Zhong, "HGRN2: Gated Linear RNNs with State Expansion", 2024, arXiv:2404.07904, Sec. 3 (state
-expansion); lower bounds from Qin, Yang, Zhong, "Hierarchically Gated Recurrent Neural Network for Sequence Modeling", 2023,
-arXiv:2311.04823, Sec. 3 (lower bounds rise from layer to layer).
+expansion). Gates and their lower bounds are those of its first version, linear_attention.hgrn.
 
 A gated recurrent network keeps $\alpha$ of each channel and takes in $1-\alpha$ of something new. HGRN2 makes the channels the keys of an
 outer product, so that a state of K numbers becomes one of K × V without any more parameters:
@@ -21,14 +20,15 @@ The lower bound $\beta$ grows with the layer: low layers may forget at once, hig
 
 Deviations: gates are kept as logarithms, $\log\alpha = \mathrm{logaddexp}(\log\beta, \log(1-\beta) + \log\sigma(f))$, and the key is
 $-\mathrm{expm1}(\log\alpha)$, which is exact where $\alpha$ is near 1. Sections are from memory.
-Derives from: linear_attention.gla (k = 1 - e^g).
+Derives from: linear_attention.gla (k = 1 - e^g), linear_attention.hgrn (gates).
 """
 
 import numpy as np
 
 from twofold.spec.linear_attention import gla
+from twofold.spec.linear_attention.hgrn import log_forget
 
-__all__ = ["recurrent", "chunked", "step", "log_forget", "lower_bounds"]
+__all__ = ["recurrent", "chunked", "step"]
 
 
 def step(state, q, f, i, lb=0.0):
@@ -61,25 +61,3 @@ def chunked(q, f, i, lb=0.0, S0=None, chunk=64):
     """The same by the chunks of gated linear attention."""
     g = log_forget(f, lb)
     return gla.chunked(q, -np.expm1(g), i, g, S0, chunk)
-
-
-def log_forget(f, lb=0.0):
-    """log(lb + (1 - lb) sigmoid(f)), of the shape of f, without computing the sum.
-
-    >>> log_forget(np.array([-800.0]), 0.0).tolist(), np.exp(log_forget(np.array([-800.0]), 0.25)).round(12).tolist()
-    ([-800.0], [0.25])
-    """
-    keep = -np.logaddexp(0.0, -f)                                         # log sigmoid(f)
-    lb = np.asarray(lb, dtype=float)
-    return np.where(lb > 0, np.logaddexp(np.log(np.where(lb > 0, lb, 1.0)), np.log1p(-lb) + keep), keep)
-
-
-def lower_bounds(gamma):
-    """The bounds of every layer `(L, K)` from learned numbers `(L, K)`: a softmax over the layers, summed up, none in the first.
-
-    >>> lower_bounds(np.zeros((4, 1))).ravel().tolist()
-    [0.0, 0.25, 0.5, 0.75]
-    """
-    share = np.exp(gamma - np.max(gamma, axis=0, initial=-np.inf))
-    share = share / np.sum(share, axis=0)
-    return np.cumsum(share, axis=0) - share[:1]
