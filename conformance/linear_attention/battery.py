@@ -43,10 +43,15 @@ class Run(NamedTuple):
     """Tokens and the state before them, a place between tokens, and others that could stand in their stead."""
 
     tokens: Tokens
-    S0: np.ndarray  # (K, V)
+    S0: np.ndarray  # (K, V), or as `Operation.state_of` draws it
     at: int
     others: Tokens
-    S1: np.ndarray  # (K, V)
+    S1: np.ndarray  # as S0
+
+
+def whole_numbers(rng: np.random.Generator, K: int, V: int) -> np.ndarray:
+    """A state (K, V) of -2 … 2."""
+    return rng.integers(-2, 3, (K, V)).astype(float)
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,10 @@ class Operation:
     forms: dict[str, Callable[[Tokens, np.ndarray], tuple]]
     step: Callable[[np.ndarray, Tokens], tuple]
     tokens_of: Callable[..., Tokens]  # of (rng, T, K, V)
+    state_of: Callable[..., np.ndarray] = whole_numbers  # of (rng, K, V); a state of several arrays is handed on as one
 
     def run(self, case: Case) -> Run:
-        return run_of(case, self.tokens_of)
+        return run_of(case, self.tokens_of, self.state_of)
 
     def demand(self, tokens: Tokens, S0: np.ndarray, what: str) -> tuple:
         """Every form gives the definition's outputs and final state; returns them."""
@@ -85,11 +91,11 @@ def exact_tokens(rng: np.random.Generator, T: int, K: int, V: int, forget: float
     }
 
 
-def run_of(case: Case, tokens_of: Callable[..., Tokens]) -> Run:
+def run_of(case: Case, tokens_of: Callable[..., Tokens], state_of: Callable[..., np.ndarray] = whole_numbers) -> Run:
     T, K, V, at, seed = case
     rng = np.random.default_rng(seed)
     tokens, others = tokens_of(rng, T, K, V), tokens_of(rng, T, K, V)
-    S0, S1 = rng.integers(-2, 3, (2, K, V)).astype(float)
+    S0, S1 = state_of(rng, K, V), state_of(rng, K, V)
     return Run(tokens, S0, at, others, S1)
 
 
