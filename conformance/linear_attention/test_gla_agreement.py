@@ -216,4 +216,4 @@ def test_the_operator_is_well_formed(fast, decay):
     arguments = some(17)
     arguments["g"] = {"vector": arguments["g"], "scalar": arguments["g"][..., :1], "none": None}[decay]
     tensors = [x if x is None else x.requires_grad_() for x in arguments.values()]
-    torch.library.opcheck(torch.ops.twofold.chunk_recurrence_forward.default, (*tensors, None, 16, False))
+    torch.library.opcheck(torch.ops.twofold.chunk_recurrence_forward.default, (*tensors, None, 16, False, None))

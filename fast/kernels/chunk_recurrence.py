@@ -27,9 +27,10 @@ import triton.language as tl
 from twofold.fast.kernels.chunk_table import tables
 from twofold.fast.kernels.variant import Variant
 
-__all__ = ["CHUNKS", "backward", "forward", "variants"]
+__all__ = ["CHUNKS", "DECAYS", "SUB", "Run", "blocks", "forward", "precision", "side", "variants", "variants_of"]
 
 CHUNKS = (16, 32, 64)
+DECAYS = ("none", "scalar", "vector")
 SUB = 16  # tokens per sub-chunk: the smallest side of a tensor-core product
 
 
@@ -53,8 +54,9 @@ def _log_decays(g, rows, stride, live, columns, limit, DECAY: tl.constexpr):
 
 @triton.jit
 def _exponents(
-    g, stride, start, anchor, end, columns, limit, DECAY: tl.constexpr, KEYS: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr
-):
+    g, stride, start, anchor, end, columns, limit,
+    DECAY: tl.constexpr, KEYS: tl.constexpr, EARLY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr,
+):  # fmt: skip
     """Log-decays between a sub-chunk and the tokens before it (as queries) or after it (as keys), in three legs that meet nowhere.
 
     near: between the sub-chunk's tokens and its edge; far: between that edge and the chunk's other tokens; rest: on to the chunk's edge.
@@ -65,26 +67,63 @@ def _exponents(
         edge = anchor + SUB
         near = tl.cumsum(_log_decays(g, own + 1, stride, own + 1 < tl.minimum(edge, end), columns, limit, DECAY), 0, reverse=True)
         steps = _log_decays(g, every, stride, (every >= edge) & (every < end), columns, limit, DECAY)
-        return near, tl.cumsum(steps, 0), tl.sum(steps, 0)
+        rest = tl.sum(steps, 0)
+        if EARLY:
+            steps = _log_decays(g, every - 1, stride, (every > edge) & (every < end), columns, limit, DECAY)
+        return near, tl.cumsum(steps, 0), rest
     else:
-        near = tl.cumsum(_log_decays(g, own, stride, own < end, columns, limit, DECAY), 0)
+        near = tl.cumsum(_met_last(g, own, stride, anchor, end, columns, limit, DECAY, EARLY), 0)
         far = tl.cumsum(_log_decays(g, every + 1, stride, every + 1 < anchor, columns, limit, DECAY), 0, reverse=True)
         return near, far, tl.sum(_log_decays(g, every, stride, every < anchor, columns, limit, DECAY), 0)
 
 
 @triton.jit
-def _within(steps, SUB: tl.constexpr):
-    """Decay from token j through token i of one sub-chunk, 0 where j > i, for one log-decay per token: (i, j)."""
-    i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
-    return tl.exp(tl.where(i >= j, tl.cumsum(tl.where(i > j, steps, 0.0), 0), float("-inf")))
+def _others(every, anchor, end, REVERSE: tl.constexpr, SUB: tl.constexpr):
+    """Which tokens of a chunk come before a sub-chunk (reverse: after it)."""
+    if REVERSE:
+        return (every >= anchor + SUB) & (every < end)
+    else:
+        return every < anchor
+
+
+@triton.jit
+def _met_last(g, own, stride, anchor, end, columns, limit, DECAY: tl.constexpr, EARLY: tl.constexpr):
+    """The last log-decay that a query of a sub-chunk meets: its token's or, where it reads before the update, that of the token before."""
+    last = own - 1 if EARLY else own
+    return _log_decays(g, last, stride, (last >= anchor) & (last < end), columns, limit, DECAY)
+
+
+@triton.jit
+def _within(steps, EARLY: tl.constexpr, SUB: tl.constexpr):
+    """Decay that query i meets of key j of one sub-chunk, 0 where it comes too late, for one log-decay per token (`_met_last`): (i, j)."""
+    gap = tl.arange(0, SUB)[:, None] - tl.arange(0, SUB)[None, :] - (1 if EARLY else 0)
+    return tl.exp(tl.where(gap >= 0, tl.cumsum(tl.where(gap > 0, steps, 0.0), 0), float("-inf")))
+
+
+@triton.jit
+def _far_scores(
+    scores, x, y, g, x_t, y_t, g_t, start, anchor, end, others, first,
+    REVERSE: tl.constexpr, EARLY: tl.constexpr, K: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr,
+    BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds the decayed inner products of a sub-chunk with the chunk's tokens before it (reverse: after it) over one tile of K.
+
+    Returns them, and the sub-chunk's rows decayed to the chunk's edge.
+    """
+    own, every, row = anchor + tl.arange(0, SUB), start + tl.arange(0, CHUNK), first + tl.arange(0, BK)
+    near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, REVERSE, EARLY, CHUNK, SUB)
+    a, b = _tile(x, own, x_t, own < end, row, K), _tile(y, every, y_t, others, row, K)
+    b = (b.to(tl.float32) * tl.exp(far)).to(b.dtype)
+    scores = tl.dot((a.to(tl.float32) * tl.exp(near)).to(a.dtype), tl.trans(b), scores, input_precision=PRECISION)
+    return scores, (a.to(tl.float32) * tl.exp(near + rest[None, :])).to(a.dtype)
 
 
 @triton.jit
 def _near_scores(
     q, k, g, q_t, k_t, g_t, anchor, end,
-    K: tl.constexpr, DECAY: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+    EARLY: tl.constexpr, K: tl.constexpr, DECAY: tl.constexpr, SUB: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Decayed inner products of a sub-chunk's queries with its own keys: (SUB, SUB), lower triangular."""
+    """Decayed inner products of a sub-chunk's queries with its own keys: (SUB, SUB), lower triangular, strictly where they read early."""
     own = anchor + tl.arange(0, SUB)
     i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
     scores = tl.zeros([SUB, SUB], tl.float32)
@@ -93,7 +132,7 @@ def _near_scores(
         x = _tile(q, own, q_t, own < end, columns, K)
         if DECAY == "vector":  # one diagonal after the other: from its query's token back, a key meets one more decay each time
             decay = tl.zeros([SUB, BK], tl.float32)
-            for lag in range(0, tl.minimum(end - anchor, SUB)):
+            for lag in range(1 if EARLY else 0, tl.minimum(end - anchor, SUB)):
                 past = own - lag
                 mask = ((past >= anchor) & (own < end))[:, None] & (columns < K)[None, :]
                 y = tl.load(k + past[:, None] * k_t + columns[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -103,7 +142,7 @@ def _near_scores(
         else:
             scores = tl.dot(x, tl.trans(_tile(k, own, k_t, own < end, columns, K)), scores, input_precision=PRECISION)
     if DECAY != "vector":
-        scores *= _within(_log_decays(g, own, g_t, own < end, own, K, DECAY), SUB)
+        scores *= _within(_met_last(g, own, g_t, anchor, end, own, K, DECAY, EARLY), EARLY, SUB)
     return scores
 
 
@@ -149,7 +188,7 @@ def boundaries_kernel(
 
 @triton.jit
 def outputs_kernel(
-    x, y, z, g, states, o, chunks, x_b, x_t, x_h, y_b, y_t, y_h, z_b, z_t, z_h, g_b, g_t, g_h, o_b, o_t, o_h, HEADS, GROUP,
+    x, y, z, g, o, states, chunks, x_b, x_t, x_h, y_b, y_t, y_h, z_b, z_t, z_h, g_b, g_t, g_h, o_b, o_t, o_h, HEADS, GROUP,
     REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr,
     BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -167,233 +206,126 @@ def outputs_kernel(
     z += batch * z_b + head * z_h
     g += batch * g_b + head * g_h
     o += batch * o_b + head * o_h
-    states += ((slot + 1 if REVERSE else slot) * HEADS + head) * K * V
+    if states is not None:
+        states += ((slot + 1 if REVERSE else slot) * HEADS + head) * K * V
     column = tile * BV + tl.arange(0, BV)
     every = start + tl.arange(0, CHUNK)
     for block in range(0, tl.cdiv(end - start, SUB)):  # none where the table's row is spare
         anchor = start + block * SUB
         own = anchor + tl.arange(0, SUB)
-        if REVERSE:
-            others = (every >= anchor + SUB) & (every < end)
-        else:
-            others = every < anchor
+        others = _others(every, anchor, end, REVERSE, SUB)
         scores = tl.zeros([SUB, CHUNK], tl.float32)
         output = tl.zeros([SUB, BV], tl.float32)
         for first in range(0, K, BK):
-            row = first + tl.arange(0, BK)
-            near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, REVERSE, CHUNK, SUB)
-            a, b = _tile(x, own, x_t, own < end, row, K), _tile(y, every, y_t, others, row, K)
-            b = (b.to(tl.float32) * tl.exp(far)).to(b.dtype)
-            scores = tl.dot((a.to(tl.float32) * tl.exp(near)).to(a.dtype), tl.trans(b), scores, input_precision=PRECISION)
-            state = _tile(states, row, V, row < K, column, V).to(a.dtype)
-            a = (a.to(tl.float32) * tl.exp(near + rest[None, :])).to(a.dtype)
-            output = tl.dot(a, state, output, input_precision=PRECISION)
+            scores, a = _far_scores(
+                scores, x, y, g, x_t, y_t, g_t, start, anchor, end, others, first, REVERSE, False, K, DECAY, CHUNK, SUB, BK, PRECISION
+            )
+            if states is not None:
+                row = first + tl.arange(0, BK)
+                output = tl.dot(a, _tile(states, row, V, row < K, column, V).to(a.dtype), output, input_precision=PRECISION)
         c = _tile(z, every, z_t, others, column, V)
         output = tl.dot(scores.to(c.dtype), c, output, input_precision=PRECISION)
         if REVERSE:
-            scores = tl.trans(_near_scores(y, x, g, y_t, x_t, g_t, anchor, end, K, DECAY, SUB, BK, PRECISION))
+            scores = tl.trans(_near_scores(y, x, g, y_t, x_t, g_t, anchor, end, False, K, DECAY, SUB, BK, PRECISION))
         else:
-            scores = _near_scores(x, y, g, x_t, y_t, g_t, anchor, end, K, DECAY, SUB, BK, PRECISION)
+            scores = _near_scores(x, y, g, x_t, y_t, g_t, anchor, end, False, K, DECAY, SUB, BK, PRECISION)
         c = _tile(z, own, z_t, own < end, column, V)
         output = tl.dot(scores.to(c.dtype), c, output, input_precision=PRECISION)
         mask = (own < end)[:, None] & (column < V)[None, :]
         tl.store(o + own[:, None] * o_t + column[None, :], output.to(o.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def gradients_kernel(
-    x, y, z, w, g, states, dstates, o, dg, chunks,
-    x_b, x_t, x_h, y_b, y_t, y_h, z_b, z_t, z_h, w_b, w_t, w_h, g_b, g_t, g_h, o_b, o_t, o_h, e_b, e_t, e_h, HEADS, GROUP,
-    REVERSE: tl.constexpr, K: tl.constexpr, V: tl.constexpr, DECAY: tl.constexpr, CHUNK: tl.constexpr, SUB: tl.constexpr,
-    BK: tl.constexpr, BV: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Gradients of one chunk and tile of K. Forward: dq, from d outputs x, values y and keys z. Reverse: dk, from values x, d outputs y and
-    queries z, and dg; w is what the gradient belongs to.
-
-    A gate's gradient is the flow from keys before it to queries from it on. Back in time from the flow through the chunk's last state, each
-    query adds q * dq, which the forward run leaves in dg, and each key takes k * dk out. A token's own pair meets no gate: it is left out.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    tile, program = program % tl.cdiv(K, BK), program // tl.cdiv(K, BK)
-    head, chunk = program % HEADS, program // HEADS
-    batch, start = tl.load(chunks + 4 * chunk), tl.load(chunks + 4 * chunk + 1)
-    end, slot = tl.minimum(tl.load(chunks + 4 * chunk + 2), start + CHUNK), tl.load(chunks + 4 * chunk + 3)
-    x += batch * x_b + head * x_h
-    y += batch * y_b + head * y_h
-    z += batch * z_b + head // GROUP * z_h
-    w += batch * w_b + head // GROUP * w_h
-    g += batch * g_b + head * g_h
-    o += batch * o_b + head * o_h
-    dg += batch * e_b + head * e_h + (tile if DECAY == "scalar" else 0)
-    states += ((slot + 1 if REVERSE else slot) * HEADS + head) * K * V
-    dstates += ((slot + 1) * HEADS + head) * K * V
-    row = tile * BK + tl.arange(0, BK)
-    every = start + tl.arange(0, CHUNK)
-    i, j = tl.arange(0, SUB)[:, None], tl.arange(0, SUB)[None, :]
-    count = tl.cdiv(end - start, SUB)  # none where the table's row is spare
-    flow = tl.zeros([BK], tl.float32)
-    if REVERSE and DECAY != "none":
-        for first in range(0, V if count > 0 else 0, BV):
-            column = first + tl.arange(0, BV)
-            state = _tile(states, row, V, row < K, column, V)
-            flow += tl.sum(state * _tile(dstates, row, V, row < K, column, V), 1)
-        if DECAY == "scalar":
-            flow = tl.sum(flow, 0, keep_dims=True)
-    for done in range(0, count):
-        anchor = start + (count - 1 - done) * SUB
-        own = anchor + tl.arange(0, SUB)
-        if REVERSE:
-            others = (every >= anchor + SUB) & (every < end)
-        else:
-            others = every < anchor
-        scores = tl.zeros([SUB, CHUNK], tl.float32)  # d score with the other sub-chunks' tokens
-        pairs = tl.zeros([SUB, SUB], tl.float32)  # d score with the own sub-chunk's tokens
-        change = tl.zeros([SUB, BK], tl.float32)
-        for first in range(0, V, BV):
-            column = first + tl.arange(0, BV)
-            a = _tile(x, own, x_t, own < end, column, V)
-            scores = tl.dot(a, tl.trans(_tile(y, every, y_t, others, column, V)), scores, input_precision=PRECISION)
-            pairs = tl.dot(a, tl.trans(_tile(y, own, y_t, own < end, column, V)), pairs, input_precision=PRECISION)
-            state = _tile(dstates if REVERSE else states, row, V, row < K, column, V).to(a.dtype)
-            change = tl.dot(a, tl.trans(state), change, input_precision=PRECISION)
-        near, far, rest = _exponents(g, g_t, start, anchor, end, row, K, DECAY, REVERSE, CHUNK, SUB)
-        b = _tile(z, every, z_t, others, row, K)
-        b = (b.to(tl.float32) * tl.exp(far)).to(b.dtype)
-        change = tl.exp(near) * tl.dot(scores.to(b.dtype), b, change * tl.exp(rest)[None, :], input_precision=PRECISION)
-        alone = tl.sum(tl.where(i == j, pairs, 0.0), 1)[:, None]
-        if DECAY == "vector":  # one diagonal after the other, as in the scores
-            decay = tl.zeros([SUB, BK], tl.float32)
-            for lag in range(1, tl.minimum(end - anchor, SUB)):
-                other = own + (lag if REVERSE else -lag)
-                mask = (((other >= anchor) & (own < end) & (other < tl.minimum(anchor + SUB, end)))[:, None]) & (row < K)[None, :]
-                gate = g + (other if REVERSE else other + 1)[:, None] * g_t + row[None, :]
-                decay += tl.load(gate, mask=mask, other=0.0).to(tl.float32)
-                then = tl.load(z + other[:, None] * z_t + row[None, :], mask=mask, other=0.0).to(tl.float32)
-                diagonal = tl.sum(tl.where((j - i if REVERSE else i - j) == lag, pairs, 0.0), 1)[:, None]
-                change += diagonal * tl.exp(decay) * then
-            own_z = _tile(z, own, z_t, own < end, row, K)
-        else:
-            within = _within(_log_decays(g, own, g_t, own < end, row, K, DECAY), SUB)
-            if REVERSE:
-                within = tl.trans(within)
-            own_z = _tile(z, own, z_t, own < end, row, K)
-            pairs = tl.where(i == j, 0.0, pairs * within).to(own_z.dtype)
-            change = tl.dot(pairs, own_z, change, input_precision=PRECISION)
-        mask = (own < end)[:, None] & (row < K)[None, :]
-        tl.store(o + own[:, None] * o_t + row[None, :], (change + alone * own_z.to(tl.float32)).to(o.dtype.element_ty), mask=mask)
-        if DECAY != "none":
-            change *= _tile(w, own, w_t, own < end, row, K).to(tl.float32)
-            if DECAY == "vector":
-                place = dg + own[:, None] * e_t + row[None, :]
-            else:
-                place, mask = dg + own[:, None] * e_t, (own < end)[:, None]
-                change = tl.sum(change, 1)[:, None]
-            if REVERSE:
-                change = tl.load(place, mask=mask, other=0.0) - change
-                total = tl.sum(change, 0)
-                change = flow[None, :] + tl.cumsum(change, 0, reverse=True)
-                flow += total
-            tl.store(place, change, mask=mask)
-
-
-def blocks(kernel, K: int, V: int, itemsize: int) -> tuple[int, int, int]:
-    """Tile of K, tile of V and warps of a kernel: a pure function of the shape."""
-    side = lambda size, most: min(most, max(16, triton.next_power_of_2(size)))
-    if kernel is boundaries_kernel:
+def blocks(K: int, V: int, itemsize: int, boundaries: bool) -> tuple[int, int, int]:
+    """Tile of K, tile of V and warps: a pure function of the shape."""
+    if boundaries:
         return side(K, 64 if itemsize == 2 else 32), side(V, 64), 4
-    if kernel is gradients_kernel:
-        return 32, 32, 8
     return side(K, 32), side(V, 64 if itemsize == 2 else 32), 2 * itemsize
+
+
+def side(size: int, most: int) -> int:
+    """Side of a tile: a power of two, 16 at least."""
+    return min(most, max(16, triton.next_power_of_2(size)))
 
 
 def precision(itemsize: int, hip: bool) -> str:
     return "tf32x3" if itemsize == 4 and not hip else "ieee"
 
 
-def _launch(kernel, programs: int, *args, K: int, V: int, itemsize: int, **constants) -> None:
-    BK, BV, warps = blocks(kernel, K, V, itemsize)
-    tiles = (1 if kernel is outputs_kernel else triton.cdiv(K, BK)) * (1 if kernel is gradients_kernel else triton.cdiv(V, BV))
-    constants |= {"K": K, "V": V, "BK": BK, "BV": BV, "PRECISION": precision(itemsize, torch.version.hip is not None)}
-    constants |= {"SUB": SUB} if "SUB" in kernel.arg_names else {}
-    if programs:
-        kernel[programs * tiles,](*args, **constants, num_warps=warps, num_stages=2)
-
-
 def forward(q, k, v, g, S0, cu_seqlens, chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs `(B, T, H, V)` and final states `(N, H, K, V)`; g is `(B, T, H, K)`, `(B, T, H, 1)` or None; innermost axes contiguous."""
     with torch.cuda.device_of(q):
-        run = _Run(q, k, v, g, cu_seqlens, chunk)
-        states = run.boundaries(k, v, S0, reverse=False)
-        o = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-        run.outputs(q, k, v, states, o, reverse=False)
-        return o, states[run.final]
+        run = Run(q, v, g, cu_seqlens, chunk)
+        states = run.boundaries(k, v, S0)
+        return run.outputs(q, k, v, states), states[run.final]
 
 
-def backward(q, k, v, g, S0, cu_seqlens, do, dS, chunk: int):
-    """dq, dk, dv, dg (None without g) and dS0. The states at the boundaries are computed again rather than kept."""
-    with torch.cuda.device_of(q):
-        run = _Run(q, k, v, g, cu_seqlens, chunk)
-        states = run.boundaries(k, v, S0, reverse=False)
-        dstates = run.boundaries(q, do, dS, reverse=True)
-        dv = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-        run.outputs(k, q, do, dstates, dv, reverse=True)
-        dq, dk, dg = run.gradients(q, k, v, do, states, dstates)
-        return dq, dk, dv, dg, dstates[run.sequences[:, 3]]
+class Run:
+    """The launches of one call, and what they share."""
 
-
-class _Run:
-    """What the launches of one call share."""
-
-    def __init__(self, q, k, v, g, cu_seqlens, chunk):
+    def __init__(self, q, v, g, cu_seqlens, chunk):
         self.sequences, self.chunks, self.final = tables(q.shape[0], q.shape[1], cu_seqlens, chunk, q.device)
+        self.first = self.sequences[:, 3]  # slots of the states before the first tokens
         self.g, self.decay = (q, "none") if g is None else (g, "scalar" if g.shape[-1] == 1 else "vector")
         self.heads, self.group = v.shape[2], v.shape[2] // q.shape[2]
-        self.common = dict(DECAY=self.decay, CHUNK=chunk, K=q.shape[3], V=v.shape[3], itemsize=q.element_size())
+        self.K, self.V, self.itemsize = q.shape[3], v.shape[3], q.element_size()
+        self.constants = {"DECAY": self.decay, "CHUNK": chunk, "K": self.K, "PRECISION": precision(self.itemsize, bool(torch.version.hip))}
 
-    def boundaries(self, x, y, first, reverse):
+    def empty_states(self):
         slots = len(self.chunks) + len(self.sequences)
-        states = torch.empty((slots, *first.shape[1:]), dtype=torch.float32, device=x.device)
-        args = x, y, self.g, first, states, self.sequences, *x.stride()[:3], *y.stride()[:3], *self.g.stride()[:3], self.heads, self.group
-        _launch(boundaries_kernel, len(self.sequences) * self.heads, *args, REVERSE=reverse, **self.common)
+        return torch.empty((slots, self.heads, self.K, self.V), dtype=torch.float32, device=self.g.device)
+
+    def launch(self, kernel, table, tiles, tensors, states, **constants):
+        """One program per row of a table, head and tile; the strides of the tensors follow in their order."""
+        strides = (stride for x in tensors for stride in x.stride()[:3])
+        if programs := len(table) * self.heads * tiles:
+            arguments = *tensors, *states, table, *strides, self.heads, self.group
+            kernel[programs,](*arguments, **self.constants | constants, num_stages=2)
+
+    def boundaries(self, x, y, first, reverse=False):
+        states, (BK, BV, warps) = self.empty_states(), blocks(self.K, self.V, self.itemsize, True)
+        tiles = triton.cdiv(self.K, BK) * triton.cdiv(self.V, BV)
+        self.launch(
+            boundaries_kernel, self.sequences, tiles, (x, y, self.g), (first, states),
+            REVERSE=reverse, V=self.V, BK=BK, BV=BV, num_warps=warps,
+        )  # fmt: skip
         return states
 
-    def outputs(self, x, y, z, states, o, reverse):
-        strides = *x.stride()[:3], *y.stride()[:3], *z.stride()[:3], *self.g.stride()[:3], *o.stride()[:3]
-        args = x, y, z, self.g, states, o, self.chunks, *strides, self.heads, self.group
-        _launch(outputs_kernel, len(self.chunks) * self.heads, *args, REVERSE=reverse, **self.common)
-
-    def gradients(self, q, k, v, do, states, dstates):
-        shape = (*v.shape[:3], q.shape[3])
-        dq, dk = (torch.empty(shape, dtype=q.dtype if self.group == 1 else torch.float32, device=q.device) for _ in range(2))
-        tiles = triton.cdiv(q.shape[3], blocks(gradients_kernel, q.shape[3], v.shape[3], q.element_size())[0])
-        width = {"none": 0, "scalar": tiles, "vector": q.shape[3]}[self.decay]
-        dg = torch.empty((*v.shape[:3], width), dtype=torch.float32, device=q.device)
-        for reverse, x, y, z, w, o in (False, do, v, k, q, dq), (True, v, do, q, k, dk):
-            strides = (s for tensor in (x, y, z, w, self.g, o, dg) for s in tensor.stride()[:3])
-            args = x, y, z, w, self.g, states, dstates, o, dg, self.chunks, *strides, self.heads, self.group
-            _launch(gradients_kernel, len(self.chunks) * self.heads, *args, REVERSE=reverse, **self.common)
-        if self.group > 1:
-            dq, dk = (x.unflatten(2, (-1, self.group)).sum(3).to(q.dtype) for x in (dq, dk))
-        return dq, dk, dg.sum(-1, keepdim=True) if self.decay == "scalar" else dg
+    def outputs(self, x, y, z, states, reverse=False):
+        o, (BK, BV, warps) = torch.empty(z.shape, dtype=z.dtype, device=z.device), blocks(self.K, self.V, self.itemsize, False)
+        self.launch(
+            outputs_kernel, self.chunks, triton.cdiv(self.V, BV), (x, y, z, self.g, o), (states,),
+            REVERSE=reverse, V=self.V, SUB=SUB, BK=BK, BV=BV, num_warps=warps,
+        )  # fmt: skip
+        return o
 
 
 def variants():
-    """Every kernel and structure at its largest tiles, for the ahead-of-time compile report; float16 takes what bfloat16 takes."""
-    kernels = boundaries_kernel, outputs_kernel, gradients_kernel
-    formats = ("bf16", 2, False), ("fp32", 4, False), ("fp32", 4, True)
-    for kernel, reverse, decay, (element, itemsize, hip) in product(kernels, (False, True), ("none", "scalar", "vector"), formats):
-        BK, BV, warps = blocks(kernel, 128, 128, itemsize)
-        constants = {"REVERSE": reverse, "K": 128, "V": 128, "DECAY": decay, "CHUNK": 64, "SUB": SUB}
-        constants |= {"BK": BK, "BV": BV, "PRECISION": precision(itemsize, hip)}
-        tensors = dict.fromkeys(("x", "y", "z", "w", "o"), f"*{element}")
-        tensors |= dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32") | dict.fromkeys(("sequences", "chunks"), "*i64")
-        names, strides = kernel.arg_names, tuple(f"{name}_{axis}" for name in "xyzwgoe" for axis in "bth")
+    """Both kernels in every structure at their largest tiles, for the ahead-of-time compile report."""
+    for kernel in boundaries_kernel, outputs_kernel:
+        tiles = {itemsize: blocks(128, 128, itemsize, kernel is boundaries_kernel) for itemsize in (2, 4)}
+        for reverse in (False, True):
+            name = kernel.__name__.removesuffix("_kernel") + "_reverse" * reverse
+            yield from variants_of(kernel, name, tiles, {"REVERSE": reverse})
+
+
+def variants_of(kernel, name, tiles, switches, decays=DECAYS):
+    """A kernel for heads of 128 by 128, with these switches, in every decay and format; float16 takes what bfloat16 takes."""
+    for decay, (element, itemsize, hip) in product(decays, (("bf16", 2, False), ("fp32", 4, False), ("fp32", 4, True))):
+        BK, BV, warps = tiles[itemsize]
+        constants = {"K": 128, "V": 128, "WIDTH": 128, "DECAY": decay, "CHUNK": 64, "SUB": SUB, "BK": BK, "BV": BV}
+        constants |= {"PRECISION": precision(itemsize, hip)} | switches
+        floats = dict.fromkeys(("g", "dg", "first", "states", "dstates"), "*fp32")
+        integers = dict.fromkeys(("sequences", "chunks"), "*i64") | dict.fromkeys(("HEADS", "GROUP"), "i32")
+        names = kernel.arg_names
+        strides = {f"{x}_{axis}": "i32" for x in names for axis in "bth"}
+        odd = {f"{x}_{axis}" for x in ("g", "dg") for axis in "bth" if decay != "vector"}
+        types = strides | integers | floats | dict.fromkeys(constants, "constexpr")
         yield Variant(
-            name=f"{kernel.__name__.removesuffix('_kernel')}{'_reverse' if reverse else ''}-{decay}-{element}{'-hip' if hip else ''}",
+            name=f"{name}-{decay}-{element}{'-hip' if hip else ''}",
             kernel=kernel,
-            signature={n: "constexpr" if n in constants else tensors.get(n, "i32") for n in names},
+            signature={n: types.get(n, f"*{element}") for n in names},
             constexprs={n: value for n, value in constants.items() if n in names},
             options={"num_warps": warps, "num_stages": 2},
-            divisible=tuple(n for n in names if n in tensors or (n in strides and (decay == "vector" or n[0] not in "ge"))),
+            divisible=tuple(n for n in names if types.get(n, "*").startswith("*") or n in strides.keys() - odd),
             architectures=() if itemsize == 2 else ("gfx942",) if hip else (80, 90, 100, 120),
         )
