@@ -24,7 +24,7 @@ import triton.language as tl
 from twofold.fast.kernels.chunk_table import tables
 from twofold.fast.kernels.variant import Variant
 
-__all__ = ["backward", "chunk_of", "forward", "variants"]
+__all__ = ["boundaries", "backward", "chunk_of", "forward", "variants"]
 
 TILE = 128  # channels per program: 16 bytes of float32 for each thread of one warp
 LEAST = 64  # tokens per chunk: below that, summaries and boundaries would be more than a fraction of what moves
@@ -149,6 +149,14 @@ def chunk_of(tokens: int, length: int, sequences: int, channels: int) -> int:
     return chunk
 
 
+def boundaries(totals, added, first, states, sequences, chunk: int, reverse: bool) -> None:
+    """Fill `states`, `(slots, channels)`, from the summaries of all chunks."""
+    channels = states.shape[1]
+    if programs := len(sequences) * triton.cdiv(channels, TILE):
+        args = totals, added, first, states, sequences, channels, chunk
+        boundaries_kernel[programs,](*args, REVERSE=reverse, TILE=TILE, STAGES=STAGES, num_warps=1)
+
+
 def forward(x, g, S0, cu_seqlens, chunk: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs `(B, T, D)` and final states `(N, D)`; innermost axes contiguous."""
     with torch.cuda.device_of(x):
@@ -181,14 +189,14 @@ class _Run:
         states = self._states(x, first, reverse=False)
         ends = states.clone()
         args = x, self.g, o, states, ends, self.chunks, *x.stride()[:2], *self.g.stride()[:2], *o.stride()[:2]
-        self._launch(outputs_kernel, len(self.chunks), *args, BEFORE=before)
+        self._launch(outputs_kernel, *args, BEFORE=before)
         return ends
 
     def gradients(self, do, before, dx, dg, last):
         states = self._states(do, last, reverse=True)
         ends = states.clone()
         strides = (stride for tensor in (do, self.g, before, dx, dg) for stride in tensor.stride()[:2])
-        self._launch(gradients_kernel, len(self.chunks), do, self.g, before, dx, dg, states, ends, self.chunks, *strides)
+        self._launch(gradients_kernel, do, self.g, before, dx, dg, states, ends, self.chunks, *strides)
         return ends
 
     def _states(self, x, first, reverse):
@@ -199,12 +207,12 @@ class _Run:
             return states
         totals, added = torch.empty((2, len(self.chunks), self.channels), dtype=torch.float32, device=x.device)
         args = x, self.g, totals, added, self.chunks, *x.stride()[:2], *self.g.stride()[:2]
-        self._launch(summaries_kernel, len(self.chunks), *args, REVERSE=reverse)
-        self._launch(boundaries_kernel, len(self.sequences), totals, added, first, states, self.sequences, REVERSE=reverse)
+        self._launch(summaries_kernel, *args, REVERSE=reverse)
+        boundaries(totals, added, first, states, self.sequences, self.chunk, reverse)
         return states
 
-    def _launch(self, kernel, rows, *args, **constants):
-        if programs := rows * triton.cdiv(self.channels, TILE):
+    def _launch(self, kernel, *args, **constants):
+        if programs := len(self.chunks) * triton.cdiv(self.channels, TILE):
             kernel[programs,](*args, self.channels, self.chunk, **constants, TILE=TILE, STAGES=STAGES, num_warps=1)
 
 
