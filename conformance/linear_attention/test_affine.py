@@ -162,6 +162,32 @@ def test_chunks_agree_with_the_definition(fast, regime, seed, decay, low_rank):
     agree(state[0, 0], expected[1], "final state")
 
 
+@few
+@given(inputs.seeds, st.lists(st.sampled_from([0, 1, 5, 9, 19]), min_size=1, max_size=4), st.sampled_from(["float32", "float16"]))
+def test_packed_sequences_and_gradients_are_exact(fast, seed, lengths, dtype):
+    """Boundaries inside a chunk, empty sequences, two tokens of the kernel for one: outputs, states and gradients as if each were alone."""
+    rng = np.random.default_rng(seed)
+    parts = [exact_tokens(rng, T, 5, 3) for T in lengths]
+    S0, dS = rng.integers(-2, 3, (2, len(lengths), 1, 5, 3)).astype(float)
+    do = rng.integers(-1, 2, (sum(lengths), 3)).astype(float)
+    edges = np.concatenate([[0], np.cumsum(lengths)])
+    rows = [np.concatenate([part[name] for part in parts])[None, :, None] for name in NAMES]
+    rows = [inputs.tensor(x, "float32" if name == "g" else dtype).requires_grad_() for name, x in zip(NAMES, rows, strict=True)]
+    first = inputs.tensor(S0, "float32").requires_grad_()
+    o, states = fast.chunked(*rows, first, 16, cu_seqlens=inputs.tensor(edges, "int32"))
+    upstream = inputs.tensor(do[None, :, None], dtype), inputs.tensor(dS, "float32")
+    gradients = torch.autograd.grad([o, states], [*rows, first], upstream)
+    for n, part in enumerate(parts):
+        where, alone = slice(edges[n], edges[n + 1]), [part[name] for name in NAMES]
+        output, state = affine.recurrent(*alone, S0[n, 0])
+        exactly(o[0, where, 0], inputs.rounded(output, dtype), f"outputs of sequence {n} of lengths {lengths}")
+        exactly(states[n, 0], state, f"final state of sequence {n} of lengths {lengths}")
+        *expected, dS0 = affine.backward(*alone, do[where], dS[n, 0], S0[n, 0])
+        exactly(gradients[6][n, 0], dS0, f"dS0 of sequence {n}")
+        for name, actual, value in zip(NAMES, gradients, expected, strict=False):
+            exactly(actual[0, where, 0], value if name == "g" else inputs.rounded(value, dtype), f"d{name} of sequence {n} of {lengths}")
+
+
 @pytest.mark.parametrize(
     "changes, error, message",
     [
@@ -169,7 +195,8 @@ def test_chunks_agree_with_the_definition(fast, regime, seed, decay, low_rank):
         ({"g": torch.zeros(1, 5, 2, 3)}, ValueError, "g must"),
         ({"b": torch.zeros(1, 5, 2, 3)}, ValueError, "b must"),
         ({"S0": torch.zeros(1, 2, 3, 4)}, ValueError, "S0 must"),
-        ({"cu_seqlens": torch.tensor([0, 5])}, ValueError, "cu_seqlens"),
+        ({"cu_seqlens": torch.tensor([0, 4])}, ValueError, "cu_seqlens must"),
+        ({"a": torch.zeros(1, 5, 2, 4, dtype=torch.float16)}, TypeError, "a must"),
         ({"chunk": 7}, ValueError, "chunk must"),
     ],
 )

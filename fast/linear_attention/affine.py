@@ -1,17 +1,17 @@
 """The affine recurrence S_t = (Diag(e^{g_t}) + b_t a_t^T) S_{t-1} + k_t v_t^T, o_t = q_t^T S_t: one update behind many models.
 
 Layout: q, k, a, b `(B, T, H, K)`, v `(B, T, H, V)`; log-decays g `(B, T, H, K)`, `(B, T, H, 1)` or None for none; states `(B, H, K, V)`.
-a and b are tensors, or both None where the transition is diagonal. Everything is computed in float32, in float64 where q is.
+a and b are tensors, or both None where the transition is diagonal. States are float32, float64 where q is.
 
-What runs where: `chunked` with a = b = None is the operator of `gla.chunked`, Triton kernels on a GPU and their PyTorch twin on the
-CPU, and takes 16-bit formats as they are. With a and b it is PyTorch on every device, O(T C K) memory traffic for chunks of C tokens;
-so are all other forms.
+What runs where: `chunked` is an operator, Triton kernels on a GPU and their PyTorch twin on the CPU, and takes 16-bit formats as they are
+(see `gla.chunked`). With a and b each token runs as two: the first decays, reads with a and writes what it read under b; the second writes
+its pair and is read. All other forms are PyTorch on every device and compute in the format of the states.
 """
 
 import torch
 
 from twofold.fast import checks
-from twofold.fast.kernels import chunk_recurrence, diagonal_recurrence
+from twofold.fast.kernels import diagonal_recurrence
 
 __all__ = ["recurrent", "recurrent_pre", "chunked", "scan", "summary", "step", "matrix"]
 
@@ -48,46 +48,25 @@ def recurrent_pre(q, k, v, g, a, b, u, S0=None):
     return torch.cat(outputs, 1), state
 
 
-def chunked(q, k, v, g, a, b, S0=None, chunk=16, *, cu_seqlens=None, check=False):
-    """The same, one unit-triangular solve per chunk. Packing and 16-bit formats: with a = b = None only (see `gla.chunked`)."""
-    if a is None and b is None:
+def chunked(q, k, v, g, a, b, S0=None, chunk=64, *, cu_seqlens=None, check=False):
+    """The same, chunk by chunk, one unit-triangular system each; packing and gradients as in `gla.chunked`."""
+    if (a is None) != (b is None):
+        raise ValueError("a and b must be given both, or both be None")
+    if a is None:
         return diagonal_recurrence.run(q, k, v, g, S0, chunk, cu_seqlens, check)
-    if cu_seqlens is not None:
-        raise ValueError("cu_seqlens packs sequences where a and b are None; with them, run the sequences one by one")
-    if chunk not in chunk_recurrence.CHUNKS:
-        raise ValueError(f"chunk must be one of {chunk_recurrence.CHUNKS}, not {chunk}")
-    dtype = v.dtype
-    *tokens, state = _wide(q, k, v, g, a, b, S0)
-    tokens = [x.transpose(1, 2) for x in tokens]                                # (B, H, T, ·)
-    outputs = [tokens[2][:, :, :0]]
-    for start in range(0, q.shape[1], chunk):
-        output, state = _one_chunk(*(x[:, :, start : start + chunk] for x in tokens), state)
-        outputs.append(output)
-    return torch.cat(outputs, 2).transpose(1, 2).to(dtype), state
+    checks.shape(q=(q, "B T Hq K"), k=(k, "B T Hq K"), a=(a, "B T Hq K"), b=(b, "B T Hq K"))
+    checks.same(q=q, k=k, v=v, a=a, b=b)
+    gates = None if g is None else _two(g, torch.zeros_like(g))
+    edges = None if cu_seqlens is None else 2 * cu_seqlens
+    nothing = torch.zeros_like(q)
+    rows = _two(nothing, q), _two(b, k), _two(torch.zeros_like(v), v), gates
+    o, state = diagonal_recurrence.run(*rows, S0, chunk, edges, check, a=_two(a, nothing))
+    return o[:, 1::2], state
 
 
-def _one_chunk(q, k, v, g, a, b, state):
-    through = _decays(g)                                                        # from j through i              (B, H, C, C, G)
-    before = torch.cat([torch.zeros_like(through[:, :, :1]), through[:, :, :-1]], 2)
-    since = g.cumsum(2).exp()
-    until = torch.cat([torch.ones_like(since[:, :, :1]), since[:, :, :-1]], 2)
-    reach = through[:, :, -1]                                                   # from the token to the end     (B, H, C, G)
-    read = _paired(a, k, before) @ v + (a * until) @ state
-    lower = torch.eye(q.shape[2], dtype=q.dtype, device=q.device) - _paired(a, b, before)
-    reread = torch.linalg.solve_triangular(lower, read, upper=False, unitriangular=True)
-    output = _paired(q, k, through) @ v + _paired(q, b, through) @ reread + (q * since) @ state
-    return output, since[:, :, -1, :, None] * state + (k * reach).mT @ v + (b * reach).mT @ reread
-
-
-def _decays(g):
-    """Decay from token j through token i, 0 where j > i: sums of the log-decays between, masked before the exponential."""
-    times = torch.arange(g.shape[2], device=g.device)
-    between = torch.where((times[:, None] > times)[..., None], g[:, :, :, None], 0.0).cumsum(2)
-    return torch.where((times[:, None] >= times)[..., None], between, -torch.inf).exp()
-
-
-def _paired(x, y, decay):
-    return (x[..., :, None, :] * y[..., None, :, :] * decay).sum(-1)
+def _two(first, second):
+    """Rows of two kinds, token by token: `(B, 2 T, …)`."""
+    return torch.stack([first, second], 2).flatten(1, 2)
 
 
 def summary(k, v, g, a, b):
