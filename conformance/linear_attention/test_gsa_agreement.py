@@ -10,9 +10,10 @@ from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.linear_attention import slots
 from twofold.conformance.linear_attention.battery import few
+from twofold.conformance.linear_attention.test_gla_agreement import adjoint_in_chunks
 from twofold.conformance.linear_attention.test_gsa import exact_tokens
 from twofold.conformance.rounding import Precision, Rounded, bounded
-from twofold.spec.linear_attention import gla, gsa
+from twofold.spec.linear_attention import affine, gla, gsa
 
 GATES = {"mild": -0.1, "wild": -2.0, "strong": -30.0}
 NAMES = ("q", "k", "v", "s", "g", "keys", "values")
@@ -45,13 +46,13 @@ def in_two_passes(q, k, v, s, g, Kt, Vt):
     return o, Kt, Vt
 
 
-def adjoint(q, k, v, s, g, Kt, Vt, do, dKt, dVt):
+def adjoint(q, k, v, s, g, Kt, Vt, do, dKt, dVt, backward=gla.backward):
     """By the chain rule from the adjoint of gated linear attention, where a read along the keys is that of a query's gradient."""
     p, _ = gsa.weights(q, k, s, g, Kt)
-    dp, ds, dv, dg, dVt = gla.backward(p, s, v, g, do, dVt, Vt)
+    dp, ds, dv, dg, dVt = backward(p, s, v, g, do, dVt, Vt)
     dlogits = p * (dp - np.sum(p * dp, axis=1)[:, None])
     dq, _ = gla.chunked(dlogits, s, k, g, Kt.T)
-    _, more_s, dk, more_g, dKt = gla.backward(dlogits, s, k, g, q, dKt.T, Kt.T)
+    _, more_s, dk, more_g, dKt = backward(dlogits, s, k, g, q, dKt.T, Kt.T)
     return dq, dk, dv, ds + more_s, dg + more_g, dKt.T, dVt
 
 
@@ -99,6 +100,42 @@ def test_gradients_agree_with_the_adjoint(fast, seed, gates, T):
     given_ = inputs.tensor(do[None, :, None], "float32"), *(inputs.tensor(x[None, None], "float32") for x in dstate)
     gradients = torch.autograd.grad((o, *state), leaves, given_)
     for n, (actual, bound) in enumerate(zip(gradients, bounded(adjoint, *case, *upstream, precision=contract("float32")), strict=True)):
+        agree(actual[0, :, 0] if n < 5 else actual[0, 0], bound, f"d {NAMES[n]}")
+
+
+def token_by_token(q, k, v, g, do, dS, S0):
+    """The core's adjoint, in which no small dg is the difference of large sums."""
+    *gradients, _, _, dS0 = affine.backward(q, k, v, g, 0 * k, 0 * k, do, dS, S0)
+    return *gradients, dS0
+
+
+def adjoint_in_formats(q, k, v, s, g, Kt, Vt, do, dKt, dVt):
+    """The same in chunks of one sub-chunk, with weights and gradients between the passes stored in the format of the inputs."""
+    stored = lambda x: x.rounded_to(x.precision.dtype)
+    p, _ = gsa.weights(q, k, s, g, Kt, 16)
+    dp, ds, dv, dg, dVt = adjoint_in_chunks(stored(p), s, v, g, do, dVt, Vt, 16)
+    dlogits = stored(p * (stored(dp) - np.sum(p * stored(dp), axis=1)[:, None]))
+    dq, _ = gla.chunked(dlogits, s, k, g, Kt.T, 16)
+    _, more_s, dk, more_g, dKt = adjoint_in_chunks(dlogits, s, k, g, q, dKt.T, Kt.T, 16)
+    return dq, dk, dv, stored(ds) + stored(more_s), dg + more_g, dKt.T, dVt
+
+
+@few
+@given(inputs.seeds, st.sampled_from(sorted(GATES)), st.sampled_from([1, 17, 35]), st.sampled_from(["bfloat16", "float16"]))
+@example(0, "mild", 35, "bfloat16")
+@example(0, "mild", 35, "float16")
+def test_gradients_agree_in_16_bits(fast, seed, gates, T, dtype):
+    case, upstream = real(seed, gates, T, dtype)
+    leaves = [x.requires_grad_() for x in tensors(*case, dtype)]
+    o, state = fast.chunked(*leaves[:5], tuple(leaves[5:]), 16)
+    do, *dstate = upstream
+    given_ = inputs.tensor(do[None, :, None], dtype), *(inputs.tensor(x[None, None], "float32") for x in dstate)
+    gradients = torch.autograd.grad((o, *state), leaves, given_)
+    formats = *[dtype] * 4, *["float32"] * 3
+    expected = bounded(adjoint_in_formats, *case, *upstream, precision=contract(dtype), outputs=formats)
+    values = adjoint(*case, *upstream, backward=token_by_token)
+    for n, (actual, bound, value) in enumerate(zip(gradients, expected, values, strict=True)):
+        bound.value = value
         agree(actual[0, :, 0] if n < 5 else actual[0, 0], bound, f"d {NAMES[n]}")
 
 
