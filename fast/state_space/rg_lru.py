@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twofold.fast import checks
 from twofold.fast.kernels import channel_recurrence
+from twofold.fast.linear_attention import hgrn
 
 __all__ = ["recurrent", "scan", "step", "block_diagonal"]
 
@@ -38,20 +39,16 @@ def recurrent(
 ) -> tuple[Tensor, Tensor]:
     """The definition, one token after the other."""
     write, g = _gated(x, gate_x, gate_a, Lambda, reset)
-    state = torch.zeros_like(write[:, :0].sum(1)) if S0 is None else S0
-    outputs = [write[:, :0]]
-    for t in range(x.shape[1]):
-        state = torch.addcmul(write[:, t], g[:, t].exp(), state)
-        outputs.append(state[:, None])
-    return torch.cat(outputs, 1).to(x.dtype), state
+    o, state = hgrn.recurrent(write, g, S0)
+    return o.to(x.dtype), state
 
 
 def step(state: Tensor, x: Tensor, gate_x: Tensor, gate_a: Tensor, Lambda: Tensor, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Fade and add one token, `(B, D)` each, reset `(B,)`: the output in the format of x, and the new state, float32."""
-    checks.shape(x=(x, "B D"), state=(state, "B D"))
+    checks.shape(x=(x, "B D"))
     write, g = _gated(x[:, None], gate_x[:, None], gate_a[:, None], Lambda, None if reset is None else reset[:, None])
-    state = torch.addcmul(write[:, 0], g[:, 0].exp(), state)
-    return state.to(x.dtype), state
+    o, state = hgrn.step(state, write[:, 0], g[:, 0])
+    return o.to(x.dtype), state
 
 
 def block_diagonal(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
