@@ -109,6 +109,39 @@ def test_packed_sequences_are_sequences(fast, seed, lengths, chunk):
         exactly(gradients[3][n], dS0, f"dS0 of sequence {n} of lengths {lengths}")
 
 
+@few
+@given(inputs.seeds)
+def test_the_layer_of_recurrent_gemma_is_this_one(fast, seed):
+    """That of the transformers library, gates included: two texts in one row, then single tokens on its state; ours within the same bound.
+
+    Channels are quick ones: theirs takes 1 - a² as a difference.
+    """
+    library = pytest.importorskip("transformers", minversion="5.24")
+    modeling = pytest.importorskip("transformers.models.recurrent_gemma.modeling_recurrent_gemma")
+    rng, places = np.random.default_rng(seed), np.concatenate([np.arange(7), np.arange(12)])
+    x, W, b = rng.standard_normal((19, 6)), rng.standard_normal((2, 2, 3, 3)) / 4, rng.standard_normal((2, 6)) / 4
+    x, W, b, Lambda = (inputs.rounded(y, "float32") for y in (x, W, b, RATES["quick"](rng, 6)))
+    theirs = modeling.RecurrentGemmaRglru(library.RecurrentGemmaConfig(hidden_size=6, lru_width=6, num_attention_heads=2, vocab_size=8))
+    theirs = theirs.to(inputs.target.device())
+    names = "input_gate_weight", "recurrent_gate_weight", "input_gate_bias", "recurrent_gate_bias", "recurrent_param"
+    theirs.load_state_dict(dict(zip(names, (inputs.tensor(y, "float32") for y in (*W, *b.reshape(2, 2, 3), Lambda)), strict=True)))
+
+    def whole(x, W, b, Lambda):
+        gates = (rg_lru.block_diagonal(x, W[i], b[i]) for i in range(2))
+        return rg_lru.recurrent(x, *gates, Lambda, places == 0)
+
+    expected = bounded(whole, x, W, b, Lambda, precision=Precision("float32", accumulator="tf32x3"))
+    rows, positions = inputs.tensor(x[None], "float32"), inputs.tensor(places[None])
+    weights, biases, lam = (inputs.tensor(y, "float32") for y in (W, b, Lambda))
+    with torch.no_grad():
+        pieces = [theirs(rows[:, i:j], positions[:, i:j]) for i, j in ((0, 17), (17, 18), (18, 19))]
+        gates = [fast.block_diagonal(rows, weights[i], biases[i]) for i in range(2)]
+        ours = fast.scan(rows, *gates, lam, positions == 0)
+    for whose, results in {"theirs": (torch.cat(pieces, 1), theirs.recurrent_states), "ours": ours}.items():
+        for actual, wanted, what in zip(results, expected, ("outputs", "state"), strict=True):
+            agree(actual[0], wanted, f"{what}, {whose}")
+
+
 @pytest.mark.parametrize(
     "wrong, error, message",
     [
