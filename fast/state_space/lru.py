@@ -91,8 +91,15 @@ def _turn(z, cos, sin):
 
 def _written(u, nu, B):
     """gamma B u, `(…, 2 N)`."""
-    gamma = (-torch.expm1(-2 * nu.to(u.dtype).exp())).sqrt()
-    return gamma.repeat(2) * (u @ B.to(u.dtype).flatten(0, 1).T)
+    return _gamma(nu.to(u.dtype)).repeat(2) * (u @ B.to(u.dtype).flatten(0, 1).T)
+
+
+def _gamma(nu):
+    """sqrt(1 - |lambda|²) as a constant, plus nothing with its slope: that of expm1 in PyTorch loses its digits where |lambda| is small."""
+    rate = nu.clamp(max=60).exp()  # lambda is 0 from a rate of 104 on
+    fixed = rate.detach()
+    root = (-torch.expm1(-2 * fixed)).sqrt()
+    return root + torch.exp(-2 * fixed) / root.clamp(min=2.0**-60) * (rate - fixed)
 
 
 def _read(x, u, C, D):
