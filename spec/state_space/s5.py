@@ -21,7 +21,7 @@ Samples in a row are one map $x \mapsto ax + b$, and such maps compose, $(a', b'
 | `S0`, `state` | $x$ | `(N,)`, complex | oscillators, zeros at the start |
 
 Deviations: none in the recurrence. The same for all samples, a move is a number: a round of `scan` squares it in place of composing pairs.
-Derives from: state_space.s4d (which it is for H = 1 and a B of ones, or for B and C in blocks); linear_attention.affine (the decay is complex).
+Derives from: state_space.s4d (it is that for H = 1 and a B of ones, or for B and C in blocks); linear_attention.affine (complex decay).
 """
 
 import numpy as np
