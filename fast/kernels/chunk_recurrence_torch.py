@@ -6,6 +6,8 @@ It computes in float32 (float64 where the inputs are) and runs packed sequences 
 import torch
 import torch.nn.functional as F
 
+from twofold.fast.kernels import chunk_scalar_torch
+
 __all__ = ["backward", "forward"]
 
 SUB = 16
@@ -15,7 +17,7 @@ def forward(q, k, v, g, S0, cu_seqlens, chunk: int, a=None) -> tuple[torch.Tenso
     """Outputs `(B, T, H, V)` and final states `(N, H, K, V)`; g is `(B, T, H, K)`, `(B, T, H, 1)` or None; a as of `chunk_erasure`."""
     o, final = torch.empty_like(v, memory_format=torch.contiguous_format), torch.empty_like(S0, memory_format=torch.contiguous_format)
     for batch, tokens, states in _sequences(q, cu_seqlens):
-        x = _Sequence(chunk, *(_piece(y, batch, tokens, v.shape[2]) for y in (q, k, v, g, a)))
+        x = _sequence(g)(chunk, *(_piece(y, batch, tokens, v.shape[2]) for y in (q, k, v, g, a)))
         output, state = x.forward(S0[states].to(x.v.dtype))
         o[batch, tokens] = output.transpose(1, 2).to(o.dtype)
         final[states] = state
@@ -31,12 +33,16 @@ def backward(q, k, v, g, S0, cu_seqlens, do, dS, chunk: int, a=None):
     dg = torch.empty((*v.shape[:3], 0) if g is None else g.shape, dtype=wide, device=v.device)
     wholes = (dq, dk, dv, dg) if a is None else (dq, dk, dv, dg, da)
     for batch, tokens, states in _sequences(q, cu_seqlens):
-        x = _Sequence(chunk, *(_piece(y, batch, tokens, heads) for y in (q, k, v, g, a)))
+        x = _sequence(g)(chunk, *(_piece(y, batch, tokens, heads) for y in (q, k, v, g, a)))
         *gradients, dS0[states] = x.backward(S0[states].to(wide), _piece(do, batch, tokens, heads), dS[states].to(wide))
         for whole, part in zip(wholes, gradients, strict=True):
             whole[batch, tokens] = part.transpose(1, 2).to(whole.dtype)
     dq, dk, da = (x.unflatten(2, (-1, group)).sum(3).to(q.dtype) for x in (dq, dk, da))
     return (dq, dk, dv, dg, dS0) if a is None else (dq, dk, dv, dg, dS0, da)
+
+
+def _sequence(g):
+    return _Sequence if g is not None and g.shape[-1] > 1 else chunk_scalar_torch.Sequence
 
 
 def _sequences(q, cu_seqlens):
