@@ -78,14 +78,14 @@ def _stabilized(run, q, k, v, i, f, eps, S0, cu_seqlens=None):
     i, keep, m = _checked(i, f, S0 and S0[2], cu_seqlens)
     write, g, units = _gates(i, keep, m, cu_seqlens)
     o, state = run(q, k, _written(v, write), g[..., None], S0 and _joined(*S0[:2]))
-    last, constant = (running_maximum.last(x, m, cu_seqlens) for x in (units, units.detach()))
-    state = state * (_known(constant) - _known(last)).exp()[..., None, None]  # by 1: a state has a gradient by its unit
-    return _read(o, _known(units), eps).to(v.dtype), (state[..., :-1], state[..., -1], last)
+    unit, one = running_maximum.last(units, m, cu_seqlens)
+    state = state * one[..., None, None]
+    return _read(o, running_maximum.known(units), eps).to(v.dtype), (state[..., :-1], state[..., -1], unit)
 
 
 def _gates(i, keep, m, cu_seqlens):
     before, units = running_maximum.run(keep, i, m, cu_seqlens)
-    constant = _known(units).detach()
+    constant = running_maximum.known(units).detach()
     g = torch.where(before > -torch.inf, keep + before - constant, -torch.inf)
     return (i - constant).exp(), g - g.detach().clamp(min=0), units  # by pairs a maximum may come out one rounding lower than by steps
 
@@ -107,11 +107,6 @@ def _joined(C, n):
     """Cell and normalizer as one state (N, H, K, V + 1)."""
     checks.shape(C=(C, "N H K V"), n=(n, "N H K"))
     return torch.cat([C, n[..., None]], -1)
-
-
-def _known(m):
-    """Where nothing was written yet any unit serves."""
-    return torch.where(m > -torch.inf, m, 0.0)
 
 
 def _checked(i, f, m, cu_seqlens):
