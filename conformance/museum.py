@@ -167,7 +167,6 @@ def _run(every_test: bool, bug: Bug, folder: str, send) -> None:
 
     _enter(folder)
     os.environ |= {"TWOFOLD_PROFILE": "museum", "TWOFOLD_BACKEND": bug.backend}
-    family, _, name = bug.chapter.partition(".")
     failures: dict[str, str] = {}
 
     class Watch:
@@ -179,7 +178,8 @@ def _run(every_test: bool, bug: Bug, folder: str, send) -> None:
             if call.excinfo and call.excinfo.type is not pytest.skip.Exception:
                 failures[item.nodeid.rpartition("/")[2]] = call.excinfo.type.__name__
 
-    files = sorted(str(file) for file in Path("twofold/conformance", family).glob(f"test_{name}*.py"))
+    discovery = importlib.import_module("twofold.discovery")
+    files = [str(file) for each in discovery.chapters() if each.name == bug.chapter for file in discovery.tests(each)]
     Path("pytest.ini").write_text("[pytest]\n")
     pytest.main([*files, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *([] if every_test else ["-x"])], plugins=[Watch()])
     bias = ""
