@@ -168,9 +168,11 @@ def test_gradients_of_what_is_linear_are_exact(fast, seed, T):
     exactly(np.real(np.sum(np.conj(back(dC)[0]) * other)), np.sum(dy * s4d.recurrent(u, rate + 0j, other, 0.0, 1.0)[0]), "dC")
 
 
-def test_gradients_of_rates_and_steps_are_what_differences_approach(fast):
+@pytest.mark.parametrize("still", [False, True], ids=["all turn", "one stands still"])
+def test_gradients_of_rates_and_steps_are_what_differences_approach(fast, still):
     """Central differences of the definition come closer four times with half the distance: the gradient is their limit."""
     u, Lam, C, D, dt, S0 = real(0, "inv", 19)
+    Lam = Lam * (np.arange(4) > 0) if still else Lam
     rng = np.random.default_rng(0)
     dy, ddt, dLam = rng.standard_normal(19), 0.01, rng.standard_normal(4) + 1j * rng.standard_normal(4)
     given_ = tensors(u, Lam, C, D, dt, S0, "float64")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from twofold.fast import checks
 from twofold.fast.state_space import hippo
+from twofold.fast.state_space._hold import held
 
 __all__ = ["recurrent", "kernel", "chunked", "step", "lambdas"]
 
@@ -136,7 +137,5 @@ def _powers(Lam, dt, counts):
 
 
 def _held(Lam, dt):
-    """What a step writes of an input held for its length, in complex128: the limit dt where Lam is 0."""
-    zero = Lam == 0
-    safe = torch.where(zero, 1, Lam.to(torch.complex128))
-    return torch.where(zero, dt.to(torch.complex128)[:, None], _exponent(safe, dt).expm1() / safe)
+    """What a step writes of an input held for its length, in complex128."""
+    return dt[:, None] * held(_exponent(Lam, dt))

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from twofold.fast import checks
 from twofold.fast.kernels import channel_recurrence
+from twofold.fast.state_space._hold import held
 
 __all__ = ["recurrent", "scan", "step"]
-
-NEAR = 2.0**-12  # below which (e^z - 1) / z is a short series
 
 
 def scan(
@@ -105,12 +104,8 @@ def _turns(Lam, dt, counts):
 
 def _written(x, Lam, B, dt):
     """What samples write of an input held for the length of a step, `(…, N)`; B so held is rounded once."""
-    z = _exponent(Lam, dt)
-    near = z.abs() < NEAR
-    far = torch.where(near, 1, z)
-    held = dt * torch.where(near, 1 + z / 2 * (1 + z / 3 * (1 + z / 4)), far.expm1() / far)
-    held = (held[:, None] * B).to(B.dtype)
-    return torch.complex(x @ held.real.T, x @ held.imag.T)
+    rows = ((dt * held(_exponent(Lam, dt)))[:, None] * B).to(B.dtype)
+    return torch.complex(x @ rows.real.T, x @ rows.imag.T)
 
 
 def _read(states, x, C, D):
