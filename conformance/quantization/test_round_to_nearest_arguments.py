@@ -74,7 +74,7 @@ def test_operators_are_registered(fast):
     torch.library.opcheck(operators.low_bit_matmul, (x.clone().requires_grad_(), codes, *rest, False))
     torch.library.opcheck(operators.low_bit_matmul, (x, bit_packing.pack(codes, 4), *rest, True))
     signed, step, _ = fast.encode(x, 8, None, "absmax")
-    torch.library.opcheck(operators.int8_matmul, (signed, step, signed, step, None, torch.float16))
+    torch.library.opcheck(operators.int8_matmul, (signed, step, signed, step, None, torch.float16, None, None, None))
 
 
 def test_everything_compiles_into_one_graph(fast):

@@ -9,7 +9,7 @@ from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
 from twofold.conformance.quantization.test_round_to_nearest_agreement import rows
 from twofold.conformance.rounding import Precision, bounded
-from twofold.fast.kernels import low_bit_matmul
+from twofold.fast.kernels import int8_matmul
 from twofold.spec.quantization import round_to_nearest
 
 tokens, channels, columns = st.sampled_from([1, 2, 17]), st.sampled_from([1, 3, 65]), st.sampled_from([1, 31, 128, 130])
@@ -86,7 +86,7 @@ def test_random_scales_agree_within_the_bound(fast, t, n, k, dtype, regime, seed
 
 @pytest.mark.parametrize("t, n, k", [(16, 16, 32), (32, 64, 64), (64, 128, 256)])
 def test_exact_outputs_do_not_depend_on_the_tile(fast, monkeypatch, t, n, k):
-    monkeypatch.setattr(low_bit_matmul, "tile_int8", lambda *shape: low_bit_matmul.Tile(t, n, k))
+    monkeypatch.setattr(int8_matmul, "tile", lambda *shape: int8_matmul.Tile(t, n, k))
     x_codes, codes = operands(33, 17, 150, 3)
     exactly(product(fast, x_codes, powers(33, 3), codes, powers(17, 5)), (x_codes @ codes.T) * (powers(33, 3) * powers(17, 5).T))
 

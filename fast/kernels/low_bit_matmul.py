@@ -1,6 +1,6 @@
-"""Matrix products with quantized operands: low-bit weights under 16- or 32-bit activations, and int8 under int8.
+"""Matrix products of 16- or 32-bit activations with low-bit weights.
 
-Low-bit weights. The product is computed transposed, weight tile first, so that the freshly unpacked weight is the operand that tensor
+The product is computed transposed, weight tile first, so that the freshly unpacked weight is the operand that tensor
 cores can take from registers and the few tokens of decoding are the short side. A K tile lies within one group where the group size is a
 multiple of it (always so for powers of two from 16 and for one group per row). Then the tile is `code - zero`, an exact small integer for
 integer zeros, and the group's scale multiplies the float32 partial sum. Elsewhere, and for the grids whose zero is added after the scale
@@ -8,8 +8,6 @@ integer zeros, and the group's scale multiplies the float32 partial sum. Elsewhe
 float32 and rounded to the dtype of `x`. K is split over programs where the tiles alone would leave a GPU idle: float32 partial sums,
 added in a fixed order by a second pass, no atomics. Words are loaded once and spread over their codes in registers where a code never
 straddles two of them (1, 2, 4, 8 bits); the other widths load a word, sometimes two, per code.
-
-int8. int32 accumulation; the product of both scales first, in float32, times the converted sum, plus the bias, one cast.
 """
 
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from twofold.fast.kernels.bit_stream import stream_codes, whole_words
 from twofold.fast.kernels.quantize_groups import values_of
 from twofold.fast.kernels.variant import Variant
 
-__all__ = ["Tile", "int8", "low_bit", "tile_int8", "tile_low_bit", "variants"]
+__all__ = ["Tile", "low_bit", "tile_low_bit", "variants"]
 
 AFTER = ("min", "centred")  # grids whose zero is added after the scale
 
@@ -32,13 +30,6 @@ AFTER = ("min", "centred")  # grids whose zero is added after the scale
 def low_bit(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int, size: int, grid: str, packed: bool):
     """`x (T, K)` times the transposed dequantized weight: `(T, N)` in the dtype of `x`. Differentiable in `x`."""
     return _low_bit(x, codes, scale, zero, bits, size, grid, packed)
-
-
-def int8(
-    x_codes: torch.Tensor, x_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """`x_codes (T, K)` times `codes (N, K)` transposed, exactly, then times `x_scale (T, 1)` and `scale (N, 1)`: `(T, N)` in `dtype`."""
-    return _int8(x_codes, x_scale, codes, scale, bias, dtype)
 
 
 @dataclass(frozen=True)
@@ -65,12 +56,6 @@ def tile_low_bit(t: int, n: int, k: int, bits: int, size: int, grid: str, itemsi
     if hip:  # more threads and fewer loads under way: their masks fill the scalar registers there
         return Tile(block_t, block_n, block_k, splits, 8, 2 if light else 1)
     return Tile(block_t, block_n, block_k, splits, 4 if block_t * block_n <= 2048 else 8, 3)
-
-
-def tile_int8(t: int, n: int, k: int) -> Tile:
-    """The configuration for a shape; K is never split: the sums are long only where there are many of them."""
-    block_t = min(max(triton.next_power_of_2(t), 16), 128)
-    return Tile(block_t, 64, 128, 1, 4, 3) if block_t < 64 else Tile(block_t, 128, 64, 1, 8, 3)
 
 
 @torch.library.custom_op("twofold::low_bit_matmul", mutates_args=())
@@ -179,65 +164,6 @@ def _add_splits(partial, out, count, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + index, total.to(out.dtype.element_ty), mask=index < count)
 
 
-@torch.library.custom_op("twofold::int8_matmul", mutates_args=())
-def _int8(
-    x_codes: torch.Tensor, x_scale: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    if not backend.triton(x_codes):
-        return _int8_torch(x_codes, x_scale, codes, scale, bias, dtype)
-    return int8_triton(x_codes, x_scale, codes, scale, bias, dtype, tile_int8(len(x_codes), len(codes), x_codes.shape[1]))
-
-
-@_int8.register_fake
-def _(x_codes, x_scale, codes, scale, bias, dtype):
-    return x_scale.new_empty((x_codes.shape[0], codes.shape[0]), dtype=dtype)
-
-
-def _int8_torch(x_codes, x_scale, codes, scale, bias, dtype):
-    if x_codes.is_cuda:
-        total = (x_codes.double() @ codes.double().T).float()                                 # exact below 2^53
-    else:
-        total = torch._int_mm(x_codes, codes.T).float()
-    y = total * (x_scale.float() * scale.float().T)
-    return (y if bias is None else y + bias.float()).to(dtype)
-
-
-def int8_triton(x_codes, x_scale, codes, scale, bias, dtype, tile):
-    """The kernel under a given tile: what the operator launches under the tile of `tile_int8`."""
-    (t, k), n = x_codes.shape, len(codes)
-    out = x_scale.new_empty((t, n), dtype=dtype)
-    if out.numel():
-        _int8_kernel[(triton.cdiv(t, tile.t) * triton.cdiv(n, tile.n),)](
-            x_codes, x_scale, codes, scale, scale if bias is None else bias, out, t, n, k,
-            x_codes.stride(0), x_scale.stride(0), codes.stride(0), scale.stride(0), BIAS=bias is not None,
-            BLOCK_T=tile.t, BLOCK_N=tile.n, BLOCK_K=tile.k, num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-    return out
-
-
-@triton.jit
-def _int8_kernel(
-    x, x_scales, codes, scales, bias, out, T, N, K, stride_x, stride_xs, stride_c, stride_s,
-    BIAS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    tiles_t = tl.cdiv(T, BLOCK_T)
-    t = tl.program_id(0) % tiles_t * BLOCK_T + tl.arange(0, BLOCK_T)
-    n = tl.program_id(0) // tiles_t * BLOCK_N + tl.arange(0, BLOCK_N)
-    near_t, near_n = (t % T).to(tl.int64), (n % N).to(tl.int64)                              # beyond the end, the first ones again
-    total = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
-    for start in range(0, K, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        tokens = tl.load(x + near_t[:, None] * stride_x + k[None, :], mask=(k < K)[None, :], other=0)
-        code = tl.load(codes + near_n[None, :] * stride_c + k[:, None], mask=(k < K)[:, None], other=0)
-        total = tl.dot(tokens, code, total, out_dtype=tl.int32)
-    x_scale = tl.load(x_scales + near_t * stride_xs).to(tl.float32)
-    scale = tl.load(scales + near_n * stride_s).to(tl.float32)
-    y = total.to(tl.float32) * (x_scale[:, None] * scale[None, :])
-    if BIAS:
-        y += tl.load(bias + near_n).to(tl.float32)[None, :]
-    tl.store(out + t.to(tl.int64)[:, None] * N + n[None, :], y.to(out.dtype.element_ty), mask=(t < T)[:, None] & (n < N)[None, :])
-
-
 def variants():
     """Configurations that the launchers can pick, for the ahead-of-time compile report."""
     for bits, grid, size, packed, dtype, scale in (
@@ -254,15 +180,6 @@ def variants():
             for hip in (False, True):
                 tile = tile_low_bit(t, 4096, 4096, bits, size, grid, 4 if dtype == "fp32" else 2, hip)
                 yield _low_bit_variant(bits, grid, size, packed, dtype, scale, tile, hip)
-    for t, dtype, bias in ((16, "bf16", False), (64, "fp16", True), (512, "bf16", True)):
-        tile = tile_int8(t, 4096, 4096)
-        constants = {"BIAS": bias, "BLOCK_T": tile.t, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
-        types = {"x": "*i8", "x_scales": "*fp32", "codes": "*i8", "scales": "*fp32", "bias": "*fp32", "out": f"*{dtype}"}
-        types |= dict.fromkeys(("T", "N", "K", "stride_x", "stride_xs", "stride_c", "stride_s"), "i32")
-        types |= dict.fromkeys(constants, "constexpr")
-        options = {"num_warps": tile.warps, "num_stages": tile.stages}
-        divisible = ("x", "codes", "out", "N", "K", "stride_x", "stride_c")
-        yield Variant(f"int8_matmul-{tile.t}", _int8_kernel, types, constants, options, divisible)
     constants = {"SPLITS": 8, "BLOCK": 1024}
     types = {"partial": "*fp32", "out": "*bf16", "count": "i32"} | dict.fromkeys(constants, "constexpr")
     yield Variant("low_bit_matmul-add-splits", _add_splits, types, constants, {"num_warps": 4}, ("partial", "out", "count"))

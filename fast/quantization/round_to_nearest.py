@@ -15,7 +15,7 @@ tensor: `weight.reshape(1, -1)` with group_size None, then `scale.expand(N, 1)`.
 import torch
 
 from twofold.fast import checks
-from twofold.fast.kernels import low_bit_matmul, quantize_groups
+from twofold.fast.kernels import int8_matmul, low_bit_matmul, quantize_groups
 
 __all__ = ["parameters", "quantize", "dequantize", "encode", "matmul", "matmul_int8", "convert"]
 
@@ -43,7 +43,7 @@ def quantize(weight: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits
     """The codes `(N, K)` under given parameters."""
     size = _check_weight(weight, bits, group_size, grid, scale.dtype)
     _check_parameters(scale, zero, weight.shape[0], weight.shape[1], size)
-    _check_device(weight=weight, scale=scale)
+    checks.same_device(weight=weight, scale=scale)
     return quantize_groups.quantize(weight, scale, zero, bits, size, grid)
 
 
@@ -76,9 +76,9 @@ def matmul(
         checks.dtypes(torch.int32, codes=codes)
     else:
         _check_codes(codes, "codes", grid)
-    _check_inner(x=x, codes=codes)
+    checks.contiguous(x=x, codes=codes)
     _check_parameters(scale, zero, codes.shape[0], x.shape[1], size)
-    _check_device(x=x, codes=codes, scale=scale)
+    checks.same_device(x=x, codes=codes, scale=scale)
     return low_bit_matmul.low_bit(x, codes, scale, zero, bits, size, grid, packed)
 
 
@@ -93,11 +93,11 @@ def matmul_int8(
     _check_dtype(dtype)
     if bias is not None:
         checks.shape(codes=(codes, "N K"), bias=(bias, "N"))
-    if x_codes.shape[1] > 131071:
-        raise ValueError(f"x_codes must have at most 131071 columns, or the int32 sum may overflow, not {x_codes.shape[1]}")
-    _check_inner(x_codes=x_codes, codes=codes, **({} if bias is None else {"bias": bias}))
-    _check_device(x_codes=x_codes, x_scale=x_scale, codes=codes, scale=scale, **({} if bias is None else {"bias": bias}))
-    return low_bit_matmul.int8(x_codes, x_scale, codes, scale, bias, dtype)
+    if (columns := x_codes.shape[1]) > int8_matmul.MOST_COLUMNS:
+        raise ValueError(f"x_codes must have at most {int8_matmul.MOST_COLUMNS} columns, or the int32 sum may overflow, not {columns}")
+    checks.contiguous(x_codes=x_codes, codes=codes, bias=bias)
+    checks.same_device(x_codes=x_codes, x_scale=x_scale, codes=codes, scale=scale, bias=bias)
+    return int8_matmul.int8(x_codes, x_scale, codes, scale, bias, dtype)
 
 
 def convert(scale: torch.Tensor, zero: torch.Tensor, bits: int, grid_from: str, grid_to: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,7 +129,7 @@ def _check_options(bits: int, group_size: int | None, grid: str, columns: int) -
 def _check_weight(weight, bits, group_size, grid, dtype):
     checks.shape(weight=(weight, "N K"))
     checks.dtypes(*FLOATS, weight=weight)
-    _check_inner(weight=weight)
+    checks.contiguous(weight=weight)
     _check_dtype(dtype)
     return _check_options(bits, group_size, grid, weight.shape[1])
 
@@ -137,7 +137,7 @@ def _check_weight(weight, bits, group_size, grid, dtype):
 def _check_codes(codes, name, grid):
     checks.shape(**{name: (codes, "N K")})
     checks.dtypes(torch.int8 if grid == "absmax" else torch.uint8, **{name: codes})
-    _check_inner(**{name: codes})
+    checks.contiguous(**{name: codes})
 
 
 def _check_parameters(scale, zero, rows, columns, size):
@@ -149,16 +149,3 @@ def _check_parameters(scale, zero, rows, columns, size):
 def _check_dtype(dtype):
     if dtype not in FLOATS:
         raise TypeError(f"dtype must be float32, float16 or bfloat16, not {dtype}")
-
-
-def _check_inner(**tensors):
-    for name, tensor in tensors.items():
-        if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} must be contiguous along its last axis, not have strides {tensor.stride()}")
-
-
-def _check_device(**tensors):
-    (first, reference), *rest = tensors.items()
-    for name, tensor in rest:
-        if tensor.device != reference.device:
-            raise ValueError(f"{name} must be on the device of {first}, {reference.device}, not on {tensor.device}")
