@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -230,3 +231,13 @@ def test_with_a_sigmoid_input_gate_it_agrees_with_the_definition(fast, seed, T, 
     expected = bounded(text, *case, precision=Precision("float32", operand="tf32x3"))
     for one, bound, what in zip((o[0, :, 0], C[0, 0], n[0, 0]), expected, ("output", "cell", "normalizer"), strict=True):
         agree(one, bound, what)
+
+
+def test_it_compiles(fast):
+    """In one graph, packed sequences too, with the eager results bit for bit."""
+    rows = [inputs.tensor(x[None, :, None], "float32") for x in real(0, 19)[:5]]
+    edges = inputs.tensor(np.array([0, 5, 5, 19]))
+    for form in (fast.chunked, lambda *a: fast.chunked(*a, cu_seqlens=edges)):
+        eager, compiled = form(*rows), torch.compile(lambda *a, form=form: form(*a), fullgraph=True, backend="aot_eager")(*rows)
+        for one, two in zip((compiled[0], *compiled[1]), (eager[0], *eager[1]), strict=True):
+            exactly(one, two, "compiled")

@@ -1,6 +1,6 @@
 """RWKV-4: every channel takes a mean of its past, by weights that fade and that keys decide (arXiv:2305.13048).
 
-Layout: log-weights k and values v `(B, T, D)`, decays w, at least 0, and bonuses u `(D,)`; a state is a triple of `(B, D)` in float32: the
+Layout: log-weights k and values v `(B, T, D)`, decays w and bonuses u `(D,)`; a state is a triple of `(B, D)` in float32: the
 sums of values and of weights, and the log of their unit, -inf at the start. There are no heads.
 
 `scan` is the one to use. Units are a scan done ahead in PyTorch (`fast/kernels/running_maximum.py`); both sums are then one call of
@@ -107,6 +107,4 @@ def _checked(k, v, w, u, S0, cu_seqlens=None):
         checks.shape(**{name: (part, f"{sequences} {sizes['D']}")})
         checks.dtypes(wide, **{name: part})
     checks.same_device(v=v, k=k, w=w, u=u, p=S0[0], q=S0[1], o=S0[2], cu_seqlens=cu_seqlens)
-    if not w.is_cuda and bool((w < 0).any()):
-        raise ValueError(f"w must hold decays of at least 0, but its least is {w.min().item()}")
     return *(x.to(wide) for x in (k, v, w, u)), S0

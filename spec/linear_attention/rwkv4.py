@@ -14,7 +14,7 @@ q_t = e^{o_{t-1}-w-o_t}\, q_{t-1} + e^{k_t-o_t}.$$
 | name | paper | shape | meaning |
 |---|---|---|---|
 | `k`, `v` | $k_t, v_t$ | `(T, D)` | log-weights, finite, and values |
-| `w`, `u` | $w, u$ | `(D,)` | decay per token, at least 0; the bonus of the token itself |
+| `w`, `u` | $w, u$ | `(D,)` | decay per token, above 0 in the model (a negative one grows); bonus of the token itself |
 | `S0`, `state` | $a'_t, b'_t, p_t$ | `(D,)` three times | sums of values and of weights, log of their unit; zeros and `-inf` |
 | `x`, `mu` | $x_t, \mu$ | `(T, D)`, `(D,)` | rows of a layer, and how much of each is its own |
 
