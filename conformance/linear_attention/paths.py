@@ -12,7 +12,10 @@ from twofold.conformance import inputs
 from twofold.conformance.linear_attention import battery
 from twofold.spec.linear_attention import path
 
-__all__ = ["exact_tokens", "forgetting_tokens", "hops", "of_fast", "of_spec"]
+__all__ = [
+    "APART", "apart", "exact_tokens", "forgetting_tokens", "hops", "joined", "of_fast", "of_spec", "on_arrays", "one_token",
+    "state_without_gates", "together",
+]  # fmt: skip
 
 APART = 4096.0  # of this distance, one logit leaves nothing for the other
 FIRST = 128  # a product of 1 is worth more than any place in the order

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from twofold.fast import checks
-from twofold.fast.kernels.diagonal_recurrence import FLOATS
-from twofold.fast.test_time_training._tokens import by_sequence
+from twofold.fast.linear_attention._cache import packed, start, wide
 
 __all__ = ["parallel", "parallel_forgetting", "scores", "blockwise", "step"]
 
@@ -38,18 +37,9 @@ def blockwise(
     if cu_seqlens is None:
         return _one_piece(q, k, v, w, beta, S0, block, F)
     checks.at_least(1, block=block)
-    tokens = _wide(q, k, v, w, beta, F)
-    if S0 is not None and len(S0) != len(cu_seqlens) - 1:
-        raise ValueError(f"S0 must be a list of a state for each of {len(cu_seqlens) - 1} packed sequences, not of {len(S0)}")
-    states: list[State] = []
-
-    def run(piece, _):
-        before = None if S0 is None else S0[len(states)]
-        o, state = _attend(piece, _start(piece, before, F is not None), block)
-        states.append(state)
-        return o, ()
-
-    return by_sequence(run, tokens, None, cu_seqlens)[0].to(v.dtype), states
+    attend = lambda tokens, state: _attend(tokens, start(tokens, state, F is not None), block)
+    o, states = packed(attend, wide(q, k, v, w, beta, F), S0, cu_seqlens)
+    return o.to(v.dtype), states
 
 
 def parallel(q: Tensor, k: Tensor, v: Tensor, w: Tensor, beta: Tensor, S0: State | None = None) -> tuple[Tensor, State]:
@@ -66,8 +56,8 @@ def parallel_forgetting(
 
 def scores(q: Tensor, k: Tensor, w: Tensor, beta: Tensor, keys: Tensor | None = None) -> Tensor:
     """What the softmax is taken of, in float32, `(B, H, T, S + T)`: cached keys `(B, Hkv, S, K)` first, -inf for the future."""
-    tokens = _wide(q, k, k, w, beta, None)
-    state = _start(tokens, None if keys is None else (keys, keys), False)
+    tokens = wide(q, k, k, w, beta)
+    state = start(tokens, None if keys is None else (keys, keys))
     T, keys = q.shape[1], state[0][:, :, None, None]
     q, k, _, w, beta, _ = (_cut(x, k.shape[2], max(T, 1)) for x in tokens)
     local, q, _, _ = _within(q, k, w, beta[..., 0])
@@ -78,8 +68,8 @@ def step(
     state: State, q: Tensor, k: Tensor, v: Tensor, w: Tensor, beta: Tensor, F: Tensor | None = None
 ) -> tuple[Tensor, State]:  # fmt: skip
     """One token, `(B, H, K)`, `(B, Hkv, K)`, `(B, Hkv, V)`, `(B, Hkv)` and `(B, H)`: the output `(B, H, V)` and the new state."""
-    tokens, dtype = _wide(*(None if x is None else x[:, None] for x in (q, k, v, w, beta, F))), v.dtype
-    keys, values, *sums = _start(tokens, state, F is not None)
+    tokens, dtype = wide(*(None if x is None else x[:, None] for x in (q, k, v, w, beta, F))), v.dtype
+    keys, values, *sums = start(tokens, state, F is not None)
     q, k, v, w, beta, F = (x[:, 0] for x in tokens)
     keys = torch.cat([keys - (keys @ w[..., None]) * (beta[..., None] * w)[:, :, None], k[:, :, None]], 2)
     values, sums = torch.cat([values, v[:, :, None]], 2), [torch.cat([past, F[..., None]], 2) for past in sums]
@@ -92,8 +82,8 @@ def step(
 def _one_piece(q, k, v, w, beta, S0, block, F):
     """Rows of equal length, and caches of equal length."""
     checks.at_least(1, block=block)
-    tokens = _wide(q, k, v, w, beta, F)
-    o, state = _attend(tokens, _start(tokens, S0, F is not None), block)
+    tokens = wide(q, k, v, w, beta, F)
+    o, state = _attend(tokens, start(tokens, S0, F is not None), block)
     return o.to(v.dtype), state
 
 
@@ -166,35 +156,3 @@ def _cut(x, Hkv, block):
     x = x if x.ndim == 4 else x[..., None]
     x = torch.nn.functional.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % block))
     return x.unflatten(1, (-1, block)).unflatten(3, (Hkv, -1)).permute(0, 3, 4, 1, 2, 5)
-
-
-def _wide(q, k, v, w, beta, F):
-    """Everything in the computing format, gates of 0 where there are none."""
-    F = q.new_zeros(q.shape[:3]) if F is None else F
-    axes = {"q": "B T H K", "k": "B T Hkv K", "v": "B T Hkv V", "w": "B T Hkv K", "beta": "B T Hkv", "F": "B T H"}
-    tensors = dict(zip(axes, (q, k, v, w, beta, F), strict=True))
-    sizes = checks.shape(**{name: (x, axes[name]) for name, x in tensors.items()})
-    checks.dtypes(*FLOATS, q=q, beta=beta, F=F)
-    checks.same(q=q, k=k, v=v, w=w)
-    checks.same_device(**tensors)
-    if not sizes["Hkv"] or sizes["H"] % sizes["Hkv"]:
-        raise ValueError(f"q must have a multiple of the heads of k, {sizes['Hkv']}, not {sizes['H']}")
-    if not F.is_cuda and not torch.isfinite(F).all():
-        raise ValueError("F must hold finite sums of log forget gates")
-    return [x.to(torch.float64 if q.dtype == torch.float64 else torch.float32) for x in tensors.values()]
-
-
-def _start(tokens, S0, forgets):
-    """The start state, checked."""
-    q, k, v, *_ = tokens
-    (B, _, H, _), Hkv = q.shape, k.shape[2]
-    if S0 is None:
-        return k.new_zeros(B, Hkv, 0, k.shape[3]), v.new_zeros(B, Hkv, 0, v.shape[3]), *([q.new_zeros(B, H, 0)] if forgets else [])
-    if len(S0) != 2 + forgets:
-        raise ValueError(f"S0 must hold keys, values and, with F only, sums of gates: {2 + forgets} tensors, not {len(S0)}")
-    axes = f"{B} {Hkv} S {k.shape[3]}", f"{B} {Hkv} S {v.shape[3]}", f"{B} {H} S"
-    named = {f"S0[{n}]": x for n, x in enumerate(S0)}
-    checks.shape(**{name: (x, shape) for (name, x), shape in zip(named.items(), axes, strict=False)})
-    checks.dtypes(q.dtype, **named)
-    checks.same_device(q=q, **named)
-    return tuple(S0)
