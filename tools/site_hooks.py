@@ -6,7 +6,7 @@ A mistake in a page is a warning that names the page, so that a build lists them
 import logging
 import posixpath
 import re
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import site_evidence
@@ -24,9 +24,10 @@ __all__ = ["on_config", "on_files", "on_page_content", "on_page_markdown"]
 log = logging.getLogger("mkdocs.hooks.twofold")
 
 GUIDE = ["reading.md", "law.md", "tolerance.md", "your_kernel.md", "transformers.md", "notation.md", "contributing.md"]
-EVIDENCE = ["coverage.md", "museum.md", "kill_matrix.md"]
+EVIDENCE = ["coverage.md", "museum.md", "kill_matrix.md", "errata.md"]
 DIRECTIVE = re.compile(r"::: (\w+) ?(.*)")
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+TEST = re.compile(r"`(test_\w+)`")
 
 current: list[str] = ["mkdocs.yml"]  # the page being rendered: the Markdown extension is not told
 
@@ -79,8 +80,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             fence = opened[1] if fence is None else None
         directive = DIRECTIVE.fullmatch(line.rstrip()) if fence is None else None
         lines.append(replaced(directive[1], directive[2].strip(), page, config) if directive else line)
+        if fence is None and (unknown := set(TEST.findall(line)) - tests()):
+            lines.append("\n" + problem(f"no test is named {', '.join(sorted(unknown))}"))
     demand_every_form(markdown, page)
     return "\n".join(lines)
+
+
+@cache
+def tests() -> set[str]:
+    """The names of all tests."""
+    return {name for path in (ROOT / "conformance").rglob("*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
 
 
 def replaced(kind: str, name: str, page: Page, config: MkDocsConfig) -> str:

@@ -18,6 +18,7 @@ FAULTS = {
     "no_function": ("::: spec attention/dense", "must name a module and a function"),
     "unknown_experiment": ("::: experiment no_such_run", "no committed experiment is named 'no_such_run'"),
     "unknown_directive": ("::: peculiar attention/dense.weights", "unknown directive '::: peculiar'"),
+    "unknown_test": ("Held by `test_that_nobody_wrote`.", "no test is named test_that_nobody_wrote"),
     "unknown_command": (r"A formula $\nosuch x$.", r"unknown command \nosuch"),
     "half_a_fraction": (r"A formula $\frac{1}$.", "<mfrac> has 1 parts, not 2"),
     "unbalanced": (r"A formula $x_{1$.", "unbalanced braces"),

@@ -12,7 +12,8 @@ NODES = {
 }  # fmt: skip
 EDGES = [  # from, to, what has to be given up
     ("affine", "gla", "no erasing"), ("affine", "rwkv7", "its letters"), ("affine", "comba", "b = −k"),
-    ("affine", "kda", "a = eᵍk"), ("kda", "gated", "equal channels"), ("gated", "delta", "no decay"), ("product", "delta", "one step, no decay"),
+    ("affine", "kda", "a = eᵍk"), ("kda", "gated", "equal channels"), ("gated", "delta", "no decay"),
+    ("product", "delta", "one step, no decay"),
     ("gla", "rwkv6", "one place later"), ("gla", "hgrn2", "k = 1 − eᵍ"), ("gla", "simple", "equal channels"),
     ("simple", "retnet", "constant decay"), ("retnet", "lightning", "no rotation"), ("retnet", "linear", "γ = 1"),
     ("delta", "linear", "orthonormal keys"),
