@@ -193,3 +193,10 @@ def test_bad_input_is_named(fast, wrong, error, message):
     arguments = {name: tuple(map(on_device, x)) if isinstance(x, tuple) else on_device(x) for name, x in arguments.items()}
     with pytest.raises(error, match=message):
         fast.blockwise(**arguments)
+
+
+@pytest.mark.parametrize("keys, error", [(torch.zeros(1, 4, 6, 4), ValueError), (torch.zeros(1, 2, 6, 4).double(), TypeError)])
+def test_bad_cached_keys_are_named(fast, keys, error):
+    rows = [inputs.tensor(np.ones(shape), "float32") for shape in ((1, 5, 4, 4), (1, 5, 2, 4), (1, 5, 2, 4), (1, 5, 2))]
+    with pytest.raises(error, match="keys must"):
+        fast.scores(*rows, keys.to(inputs.target.device()))

@@ -57,8 +57,11 @@ def parallel_forgetting(
 def scores(q: Tensor, k: Tensor, w: Tensor, beta: Tensor, keys: Tensor | None = None) -> Tensor:
     """What the softmax is taken of, in float32, `(B, H, T, S + T)`: cached keys `(B, Hkv, S, K)` first, -inf for the future."""
     tokens = wide(q, k, k, w, beta)
-    state = start(tokens, None if keys is None else (keys, keys))
-    T, keys = q.shape[1], state[0][:, :, None, None]
+    keys = start(tokens, None)[0] if keys is None else keys
+    checks.shape(q=(q, "B T H K"), k=(k, "B T Hkv K"), keys=(keys, "B Hkv S K"))
+    checks.dtypes(tokens[0].dtype, keys=keys)
+    checks.same_device(q=q, keys=keys)
+    T, keys = q.shape[1], keys[:, :, None, None]
     q, k, _, w, beta, _ = (_cut(x, k.shape[2], max(T, 1)) for x in tokens)
     local, q, _, _ = _within(q, k, w, beta[..., 0])
     return torch.cat([q @ keys.mT, _past(local)], -1).flatten(1, 2).flatten(2, 3)[..., : keys.shape[4] + T]
