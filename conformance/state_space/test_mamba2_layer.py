@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import transformers as library
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.mamba2 import modeling_mamba2 as modeling
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import agree, coincide
@@ -104,8 +106,6 @@ def test_prompts_pieces_and_tokens_are_one_run(fast, pieces):
 
 def mixer(arrays, limits):
     """The library's mixer with these parameters."""
-    library = pytest.importorskip("transformers", minversion="5.24")
-    modeling = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
     config = library.Mamba2Config(
         hidden_size=E, expand=2, num_heads=H, head_dim=P, state_size=N, n_groups=G, conv_kernel=W, chunk_size=16, time_step_limit=limits,
         num_hidden_layers=1, vocab_size=8, layer_norm_epsilon=1e-5,

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import transformers as library
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.mamba import modeling_mamba as modeling
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import agree
@@ -74,8 +76,6 @@ def test_prompts_pieces_and_tokens_are_one_run(fast, pieces):
 
 def mixer(arrays):
     """The library's block with these parameters, and its rates, which went through a logarithm."""
-    library = pytest.importorskip("transformers", minversion="5.24")
-    modeling = pytest.importorskip("transformers.models.mamba.modeling_mamba")
     config = library.MambaConfig(
         hidden_size=E, expand=2, state_size=N, conv_kernel=W, time_step_rank=R, num_hidden_layers=1, vocab_size=8, use_mambapy=False
     )  # fmt: skip

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+import transformers as library
 from hypothesis import example, given
 from hypothesis import strategies as st
+from transformers.models.recurrent_gemma import modeling_recurrent_gemma as modeling
 
 from twofold.conformance import inputs
 from twofold.conformance.compare import agree, exactly
@@ -116,8 +118,6 @@ def test_the_layer_of_recurrent_gemma_is_this_one(fast, seed):
 
     Channels are quick ones: theirs takes 1 - a² as a difference.
     """
-    library = pytest.importorskip("transformers", minversion="5.24")
-    modeling = pytest.importorskip("transformers.models.recurrent_gemma.modeling_recurrent_gemma")
     rng, places = np.random.default_rng(seed), np.concatenate([np.arange(7), np.arange(12)])
     x, W, b = rng.standard_normal((19, 6)), rng.standard_normal((2, 2, 3, 3)) / 4, rng.standard_normal((2, 6)) / 4
     x, W, b, Lambda = (inputs.rounded(y, "float32") for y in (x, W, b, RATES["quick"](rng, 6)))
