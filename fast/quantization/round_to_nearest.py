@@ -141,7 +141,11 @@ def _check_codes(codes, name, grid):
 
 
 def _check_parameters(scale, zero, rows, columns, size):
-    checks.shape(scale=(scale, f"{rows} {(columns + size - 1) // size}"), zero=(zero, f"{rows} {(columns + size - 1) // size}"))
+    checks.shape(scale=(scale, "N G"), zero=(zero, "N G"))
+    groups = (columns + size - 1) // size
+    for name, tensor in (("scale", scale), ("zero", zero)):
+        if tuple(tensor.shape) != (rows, groups):  # numbers, which a compiler may keep symbolic
+            raise ValueError(f"{name} must have shape ({rows}, {groups}), one number per row and group, not {tuple(tensor.shape)}")
     checks.dtypes(*FLOATS, scale=scale)
     checks.same(scale=scale, zero=zero)
 
