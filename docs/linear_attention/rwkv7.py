@@ -21,7 +21,7 @@ def main() -> None:
     removed = rwkv7.step(state, nothing, g, nothing, silent, kappa, iota)[1]
     after = rwkv7.step(state, nothing, g, k, v, kappa, iota)[1]
     written = rwkv7.step(np.zeros_like(state), nothing, still, k, v, kappa, nothing)[1]
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 660 216" font-size="13" fill="currentColor">']
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 710 216" font-size="13" fill="currentColor">']
     panels = (
         (30, "the memory", "before the token", state, 0 * state),
         (190, "fades", "each row at its own rate", faded, 0 * state),

@@ -88,7 +88,7 @@ def layer(
     before = torch.cat([last[:, None], x], 1)
     mixed = x + (before[:, :-1] - x) * mu[:, None, None]
     r, k, v = (mixed[at] @ matrix for at, matrix in zip((0, 2, 3), W))
-    if residual is not None:
+    if residual is not None and v_first is not None:
         v = v + (v_first - v) * rate(mixed[3], *residual)
     r, g, k, values, iota = (y.unflatten(-1, tuple(r_k.shape)) for y in (r, log_decay(mixed[1], *decay), k, v, rate(mixed[4], *learning)))
     kappa, k = keys(k, iota, k_k, k_a)
