@@ -89,7 +89,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 @cache
 def tests() -> set[str]:
     """The names of all tests."""
-    return {name for path in (ROOT / "conformance").rglob("*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE)}
+    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "conformance").rglob("*.py"))
+    return {name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
 
 
 def replaced(kind: str, name: str, page: Page, config: MkDocsConfig) -> str:
